@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Options that several commands share, and the reading of their text.
+
+Numbers are read here and not by click, so that each refusal has the same form:
+argument, what was got, what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from rushes.shot import Keyframe, ShotError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
+
+
+def output_options(command: Command) -> Command:
+    """-o, --colorspace, --overwrite, --device, --json: how and where the clip is made and written."""
+    options = [
+        click.option(
+            "-o",
+            "--output",
+            "outputs",
+            multiple=True,
+            metavar="OUT",
+            help="File to write, repeatable: .mp4, .mov, plate.%04d.exr, .png, .otio, .safetensors.",
+        ),
+        click.option("--colorspace", metavar="NAME", help="Colour space of an EXR plate (default ACEScg)."),
+        click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+        click.option(
+            "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... (default: the best one here)."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_output_options(outputs: Sequence[str], device: str | None) -> None:
+    """Raise ShotError for what needs no look at the disk."""
+    if not outputs:
+        raise ShotError("-o: no output is given; shot.mp4, plate.%04d.exr or another file name is allowed")
+    for output in outputs:
+        check_text("-o", output)
+    if device is not None and not _DEVICE.fullmatch(device):
+        raise ShotError(f"device: got {device!r}; cpu, cuda, cuda:N, xpu or mps is allowed")
+
+
+def check_text(name: str, text: str) -> str:
+    """`text`, if it is Unicode: bytes of another encoding arrive as lone surrogates, which no file holds."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ShotError(f"{name}: got bytes that are not UTF-8; text in UTF-8 is allowed") from None
+    return text
+
+
+def parse_int(name: str, text: str) -> int:
+    """A whole number; its range is Shot's to check."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ShotError(f"{name}: got {text!r}; a whole number is allowed") from None
+
+
+def parse_float(name: str, text: str) -> float:
+    """A number; its range is Shot's to check."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ShotError(f"{name}: got {text!r}; a number is allowed") from None
+
+
+def parse_model(text: str) -> str:
+    """A model's name as it is, a path made absolute, so that a shot can be made again from any folder."""
+    is_path = text.endswith(".safetensors") or any(mark in text for mark in (os.sep, os.altsep) if mark)
+    return os.path.abspath(check_text("model", text)) if is_path else check_text("model", text)
+
+
+def parse_keyframe(text: str) -> Keyframe:
+    """FRAME=IMAGE, such as -1=last.png, with the picture's digest.
+
+    The path becomes absolute: a shot made again from its record must find the same picture from any folder.
+    """
+    frame, equals, image = text.partition("=")
+    try:
+        number = int(frame)
+    except ValueError:
+        equals = ""
+        number = 0
+    if not equals or not image:
+        raise ShotError(f"keyframe: got {text!r}; FRAME=IMAGE such as 0=first.png or -1=last.png is allowed")
+    return Keyframe(number, os.path.abspath(check_text("keyframe", image))).sealed()

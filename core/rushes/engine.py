@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Engine: from a shot to a clip. The only place that knows the whole route.
+
+prompt -> tokens -> text features; keyframes -> known latents; noise -> denoised latents; latents -> frames, streamed.
+Everything before the decoder is drawn and summed on fixed paths, so one shot gives the same bits on one machine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rushes._version import __version__
+from rushes.model.bundle import Card, bundle_path, digest, read_card, read_weights
+from rushes.model.text import TextEncoder
+from rushes.model.tokenizer import WordTokenizer
+from rushes.model.transformer import Context, Transformer
+from rushes.model.vae import VideoVAE
+from rushes.sampling.guidance import classifier_free
+from rushes.sampling.known_frames import KnownFrames, hold, put_back
+from rushes.sampling.noise import initial_noise
+from rushes.sampling.schedules import schedule
+from rushes.sampling.solvers import euler, unipc
+from rushes.shot import Keyframe, Shot, ShotError
+
+Frames = npt.NDArray[np.float32]
+SOLVERS = {"euler": euler, "unipc": unipc}
+HOLD = 5  # a later keyframe is encoded as a picture held for this many frames; its second latent stands for it
+DECODE_BYTES = 256 * 2**20  # what a decoder chunk may take before it is made smaller
+
+
+class Cancelled(Exception):
+    """The caller's cancel event was set; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """phase: text, keyframes, denoise or decode; step of steps done; seconds per step and seconds that remain."""
+
+    phase: str
+    step: int
+    steps: int
+    seconds_per_step: float = 0.0
+    remaining: float = 0.0
+
+
+OnProgress = Callable[[Progress], object]
+OnPreview = Callable[[int, Frames], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames float32 [frames, height, width, 3], display-referred sRGB in [0, 1], with the shot that made them."""
+
+    frames: Frames
+    shot: Shot
+    record: dict[str, Any]
+    latents: Tensor
+
+    def write(self, *paths: str | Path, colorspace: str | None = None, overwrite: bool = False) -> list[Path]:
+        """Write outputs by name (mp4, mov, exr, png, otio, safetensors), all or none. Raises ShotError for a bad one."""
+        from rushes.media import open_outputs
+
+        names = [str(path) for path in paths]
+        latents = self.latents.numpy(force=True)
+        with open_outputs(
+            names, self.record, colorspace=colorspace, overwrite=overwrite, latents=latents
+        ) as outputs:
+            outputs.write(self.frames)
+        return list(outputs.paths)
+
+
+class Engine:
+    """A loaded model. Make one with `Engine.load`; it holds no state between shots, and one thread may use it at a time."""
+
+    def __init__(self, card: Card, path: Path, transformer: Transformer, vae: VideoVAE, text: TextEncoder) -> None:
+        self.card, self.path = card, path
+        self._transformer, self._vae, self._text = transformer.eval(), vae.eval(), text.eval()
+        self._tokenizer = WordTokenizer(card.vocabulary, card.transformer.text_len)
+        self._sha256 = ""
+
+    @classmethod
+    def load(cls, model: str | Path = "starter", device: str | None = None, dtype: torch.dtype | None = None) -> Engine:
+        """Load a model: a name, a folder, or a .safetensors file.
+
+        device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
+        when None. Raises ShotError for a model or device that is not there.
+        """
+        path = bundle_path(model)
+        card = read_card(path)
+        place = _device(device)
+        weights = read_weights(path)
+        with torch.device("meta"):
+            parts = {
+                "transformer": Transformer(card.transformer), "vae": VideoVAE(card.vae), "text": TextEncoder(card.text),
+            }  # fmt: skip
+        for name, part in parts.items():
+            state = {key: t.to(place, dtype or torch.float32) for key, t in weights.get(name, {}).items()}
+            try:
+                part.load_state_dict(state, assign=True)
+            except RuntimeError as error:
+                raise ShotError(f"model: the {name} in {path} does not fit its card; get the file again") from error
+            part.requires_grad_(False)
+        return cls(card, path, parts["transformer"], parts["vae"], parts["text"])  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        return self._transformer.patch_embedding.weight.device
+
+    def resolve(self, shot: Shot, fit: bool = False) -> Shot:
+        """The shot with the model's defaults filled in, checked against the model.
+
+        fit: take the nearest allowed size and number of frames instead of refusing. Raises ShotError.
+        """
+        defaults = self.card.defaults
+        size = self._size(shot.size or defaults.size, fit)
+        frames = self._frames(shot.frames or defaults.frames, fit)
+        for name, text in (("prompt", shot.prompt), ("negative", shot.negative)):
+            self._tokens(name, text)
+        return shot.replace(
+            size=size,
+            frames=frames,
+            fps=shot.fps or defaults.rate,
+            steps=shot.steps or defaults.steps,
+            guidance=defaults.guidance if shot.guidance is None else shot.guidance,
+            keyframes=self._keyframes(shot.keyframes, frames),
+        )
+
+    def record(self, shot: Shot) -> dict[str, Any]:
+        """What every output carries: the whole shot, the model's digest, and the prompt's words that it does not know."""
+        self._sha256 = self._sha256 or digest(self.path)
+        unknown = [word for text in (shot.prompt, shot.negative) for word in self._tokenizer.encode(text)[1]]
+        return {
+            "rushes": __version__,
+            "shot": shot.to_dict(),
+            "model": {"name": self.card.name, "sha256": self._sha256},
+            "unknown_words": list(dict.fromkeys(unknown)),
+        }
+
+    def notes(self, shot: Shot) -> list[str]:
+        """What the artist should know about a resolved shot before it is made: one sentence each, often none."""
+        found = []
+        if shot.frames is not None and shot.frames > self.card.trained_frames:
+            found.append(
+                f"frames: {self.card.name} was trained on up to {self.card.trained_frames} frames; "
+                f"expect drift in a clip of {shot.frames}"
+            )
+        if shot.size is not None and shot.size != self.card.defaults.size:
+            width, height = self.card.defaults.size
+            found.append(f"size: {self.card.name} was trained at {width}x{height}; other sizes are less exact")
+        return found
+
+    def generate(
+        self,
+        shot: Shot,
+        on_progress: OnProgress | None = None,
+        on_preview: OnPreview | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Clip:
+        """Make the whole clip in memory. Raises ShotError for a shot the model does not allow, Cancelled on request."""
+        shot = self.resolve(shot)
+        latents = self.denoise(shot, on_progress, on_preview, cancel)
+        frames = np.concatenate(list(self.decode(latents, on_progress, cancel)))
+        return Clip(frames, shot, self.record(shot), latents)
+
+    @torch.inference_mode()
+    def denoise(
+        self,
+        shot: Shot,
+        on_progress: OnProgress | None = None,
+        on_preview: OnPreview | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Tensor:
+        """Latents float32 [1, channels, latent_frames, h, w] in model space, on the CPU, of a resolved or plain shot.
+
+        on_preview(step, frames): after each step, the clip as it stands, [latent_frames, h, w, 3] in latent resolution.
+        cancel: looked at before every transformer block. Raises Cancelled, ShotError.
+        """
+        shot = self.resolve(shot)
+        assert shot.size is not None and shot.frames is not None and shot.steps is not None
+        tell = on_progress or (lambda progress: None)
+        tell(Progress("text", 0, 1))
+        contexts = self._contexts(shot)
+        tell(Progress("text", 1, 1))
+        factor = self.card.vae.spatial_factor
+        height, width = shot.size[1] // factor, shot.size[0] // factor
+        frames = self.card.vae.latent_frames(shot.frames)
+        noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
+        known = self._known(shot, noise, tell)
+        velocity = classifier_free(
+            _Predict(self._transformer, cancel), contexts[0], contexts[1], shot.guidance or 0.0, join=lambda a, b: contexts[2]
+        )
+        plan = schedule(self.card.defaults.schedule, shot.steps, self.card.defaults.shift)
+        callback = _Steps(tell, on_preview, cancel, self.preview)
+        solver = SOLVERS[self.card.defaults.solver]
+        latents = solver(velocity if known is None else hold(velocity, known), noise, plan, callback=callback)
+        return (latents if known is None else put_back(latents, known)).float().cpu()
+
+    @torch.inference_mode()
+    def decode(
+        self, latents: Tensor, on_progress: OnProgress | None = None, cancel: threading.Event | None = None
+    ) -> Iterator[Frames]:
+        """Frames float32 [n, height, width, 3] in [0, 1] as they come out of the decoder: the first alone, then chunks.
+
+        Memory depends on the chunk, not on the length of the clip. Raises Cancelled between chunks.
+        """
+        latents = latents.to(self.device, self._transformer.patch_embedding.weight.dtype)
+        total = self.card.vae.frames(latents.shape[2])
+        done, started = 0, time.perf_counter()
+        for part in self._vae.stream_decode(latents, self._chunk(latents)):
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("cancelled while decoding")
+            frames = ((part[0].float() + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)  # [n, H, W, 3]
+            done += len(frames)
+            if on_progress is not None:
+                seconds = (time.perf_counter() - started) / done
+                on_progress(Progress("decode", done, total, seconds, seconds * (total - done)))
+            yield frames.contiguous().cpu().numpy()
+
+    def preview(self, latents: Tensor) -> Frames:
+        """A rough picture of latents [1, C, T, h, w] by a linear map: float32 [T, h, w, 3] in [0, 1]."""
+        table = torch.tensor(self.card.preview, dtype=torch.float32, device=latents.device)  # [C + 1, 3]
+        rough = torch.einsum("cthw,cr->thwr", latents[0].float(), table[:-1]) + table[-1]
+        return rough.clamp_(0, 1).cpu().numpy()
+
+    def _size(self, size: tuple[int, int], fit: bool) -> tuple[int, int]:
+        step = self.card.pixel_step
+        fitted = (max(step, round(size[0] / step) * step), max(step, round(size[1] / step) * step))
+        if size != fitted and not fit:
+            low = (max(step, size[0] // step * step), max(step, size[1] // step * step))
+            high = (-(-size[0] // step) * step, -(-size[1] // step) * step)
+            raise ShotError(
+                f"size: got {size[0]}x{size[1]}; {self.card.name} takes multiples of {step}, such as "
+                f"{low[0]}x{low[1]} or {high[0]}x{high[1]} (--fit takes the nearest)"
+            )
+        if fitted[0] * fitted[1] > self.card.max_pixels:
+            side = int(self.card.max_pixels**0.5)
+            raise ShotError(f"size: got {size[0]}x{size[1]}; {self.card.name} takes up to {side}x{side} pixels in area")
+        return fitted
+
+    def _frames(self, frames: int, fit: bool) -> int:
+        n = self.card.vae.temporal_factor
+        limit = self.card.max_frames
+        if frames > limit:
+            raise ShotError(f"frames: got {frames}; {self.card.name} takes up to {limit}")
+        if (frames - 1) % n == 0:
+            return frames
+        low = (frames - 1) // n * n + 1
+        high = low + n
+        if not fit:
+            raise ShotError(
+                f"frames: got {frames}; {self.card.name} takes {n}n+1, the neighbours are {low} and {high} (--fit takes the nearest)"
+            )
+        return low if frames - low <= high - frames else high
+
+    def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:
+        """Keyframes at frames counted from 0, sealed, in order."""
+        placed: dict[int, Keyframe] = {}
+        for keyframe in keyframes:
+            frame = keyframe.frame + frames if keyframe.frame < 0 else keyframe.frame
+            if not 0 <= frame < frames:
+                raise ShotError(f"keyframe: got frame {keyframe.frame}; {-frames} to {frames - 1} is allowed in this clip")
+            at = self._latent_of(frame)
+            if at in placed:
+                raise ShotError(
+                    f"keyframe: frames {placed[at].frame} and {frame} fall into one latent frame; "
+                    f"{self.card.vae.temporal_factor} frames between them are enough"
+                )
+            placed[at] = Keyframe(frame, keyframe.image, keyframe.sha256).sealed()
+        return tuple(placed[at] for at in sorted(placed))
+
+    def _latent_of(self, frame: int) -> int:
+        return -(-frame // self.card.vae.temporal_factor)
+
+    def _tokens(self, name: str, text: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(text)[0]
+        except ShotError as error:
+            raise ShotError(str(error).replace("prompt", name, 1)) from error
+
+    def _contexts(self, shot: Shot) -> tuple[Context, Context | None, Context | None]:
+        """Embedded prompt, negative prompt, and both as one batch; the last two None when guidance is off."""
+        rows = self.card.transformer.text_len
+        prompts = [self._tokens("prompt", shot.prompt), self._tokens("negative", shot.negative)]
+        dtype = self._transformer.patch_embedding.weight.dtype
+        features = [self._text.encode([prompt], rows).to(dtype) for prompt in prompts]  # each [1, rows, text_dim]
+        if (shot.guidance or 0.0) <= 1:
+            return self._transformer.context(features[0], cache=True), None, None
+        cond, uncond = (self._transformer.context(part) for part in features)
+        return cond, uncond, self._transformer.context(torch.cat(features), cache=True)
+
+    def _known(self, shot: Shot, noise: Tensor, tell: OnProgress) -> KnownFrames | None:
+        """Keyframes as clean latent frames; None without any."""
+        if not shot.keyframes:
+            return None
+        from rushes.media import load_image
+
+        latents = torch.zeros_like(noise)
+        mask = torch.zeros(noise.shape[2], dtype=torch.bool)
+        assert shot.size is not None
+        for i, keyframe in enumerate(shot.keyframes):
+            tell(Progress("keyframes", i, len(shot.keyframes)))
+            picture = torch.from_numpy(load_image(keyframe.image, shot.size)).permute(2, 0, 1)  # [3, H, W]
+            still = (picture * 2 - 1).to(self.device, self._transformer.patch_embedding.weight.dtype)[None, :, None]
+            at = self._latent_of(keyframe.frame)
+            held = still if at == 0 else still.expand(-1, -1, HOLD, -1, -1).contiguous()
+            latents[:, :, at] = self._vae.encode(held)[:, :, -1].float()
+            mask[at] = True
+        tell(Progress("keyframes", len(shot.keyframes), len(shot.keyframes)))
+        return KnownFrames(latents, mask)
+
+    def _chunk(self, latents: Tensor) -> int:
+        """Latent frames per decoder chunk: as many as fit the memory that a chunk may take."""
+        vae = self.card.vae
+        pixels = latents.shape[3] * latents.shape[4] * vae.spatial_factor**2 / vae.patch_size**2
+        bytes_each = 6 * 4 * vae.decoder_dim * vae.multipliers[0] * pixels * vae.temporal_factor
+        return max(1, min(latents.shape[2], int(DECODE_BYTES / bytes_each)))
+
+
+class _Predict:
+    """The transformer as the sampler calls it; looks at the cancel event before every block."""
+
+    def __init__(self, transformer: Transformer, cancel: threading.Event | None) -> None:
+        self._transformer, self._cancel = transformer, cancel
+
+    def __call__(self, x: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+        return self._transformer(x, timesteps, context, on_block=self._check)
+
+    def _check(self, block: int) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled("cancelled while denoising")
+
+
+class _Steps:
+    """The solver's callback: progress with seconds per step, and previews."""
+
+    def __init__(
+        self,
+        tell: OnProgress,
+        on_preview: OnPreview | None,
+        cancel: threading.Event | None,
+        preview: Callable[[Tensor], Frames],
+    ) -> None:
+        self._tell, self._on_preview, self._cancel, self._preview = tell, on_preview, cancel, preview
+        self._started = time.perf_counter()
+
+    def __call__(self, step: int, steps: int, x: Tensor, x0: Tensor) -> None:
+        done = step + 1
+        seconds = (time.perf_counter() - self._started) / done
+        self._tell(Progress("denoise", done, steps, seconds, seconds * (steps - done)))
+        if self._on_preview is not None:
+            self._on_preview(step, self._preview(x0))
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled("cancelled while denoising")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ShotError(f"device: got {name!r}; cpu, or an accelerator that this torch has, is allowed") from error
+    return place
+
+
+def generate(prompt: str | Shot, **fields: Any) -> Clip:
+    """Load the shot's model and make one clip: `rushes.generate("a red ball …", frames=33, seed=7).write("shot.mp4")`."""
+    shot = prompt if isinstance(prompt, Shot) else Shot(prompt, **fields)
+    return Engine.load(shot.model).generate(shot)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Pictures in and out: plates, movies, stills, timelines, latents, and the record that each of them carries.
+
+The names below are the room's whole promise. They are loaded on first use, so that importing this package
+brings in neither OpenImageIO, OpenColorIO nor PyAV.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rushes.media.images import load_image
+    from rushes.media.latents import read_latents, write_latents
+    from rushes.media.outputs import Outputs, open_outputs
+    from rushes.media.paths import check_outputs
+    from rushes.media.record import read_record
+    from rushes.media.sink import WriteError
+
+__all__ = [
+    "Outputs",
+    "WriteError",
+    "check_outputs",
+    "load_image",
+    "open_outputs",
+    "read_latents",
+    "read_record",
+    "write_latents",
+]
+
+_HOME = {
+    "Outputs": "outputs",
+    "WriteError": "sink",
+    "check_outputs": "paths",
+    "load_image": "images",
+    "open_outputs": "outputs",
+    "read_latents": "latents",
+    "read_record": "record",
+    "write_latents": "latents",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Colour by OpenColorIO, from one pinned built-in configuration.
+
+The configuration is ACES 1.3 for CG work. It is named in full because `default` and `latest` mean different
+files in different releases of OpenColorIO, and `$OCIO` is not read: a shot gives the same numbers everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import PyOpenColorIO as ocio  # noqa: N813 - the field's name for it
+
+from rushes.shot import ShotError
+
+CONFIG = "ocio://cg-config-v2.2.0_aces-v1.3_ocio-v2.4"
+SRGB = "sRGB Encoded Rec.709 (sRGB)"  # the config's name; "sRGB - Texture" and "srgb_texture" are its aliases
+DEFAULT_SPACE = "ACEScg"
+EXAMPLES = ("ACEScg", "ACES2065-1", "lin_rec709", "lin_p3d65", "lin_rec2020")
+
+HALF_MAX = 65504.0
+
+# CIE xy of red, green, blue, white: as OpenEXR's `chromaticities` wants them. Keys are the gamut part of a
+# Color Interop ID (ASWF Color Interop Forum), such as "ap1" in "lin_ap1_scene".
+CHROMATICITIES: dict[str, tuple[float, ...]] = {
+    "ap0": (0.7347, 0.2653, 0.0, 1.0, 0.0001, -0.077, 0.32168, 0.33767),
+    "ap1": (0.713, 0.293, 0.165, 0.83, 0.128, 0.044, 0.32168, 0.33767),
+    "rec709": (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329),
+    "p3d65": (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329),
+    "rec2020": (0.708, 0.292, 0.17, 0.797, 0.131, 0.046, 0.3127, 0.329),
+    "adobergb": (0.64, 0.33, 0.21, 0.71, 0.15, 0.06, 0.3127, 0.329),
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """A colour space of the configuration: canonical name, Color Interop ID or "", primaries or None."""
+
+    name: str
+    interop_id: str
+    chromaticities: tuple[float, ...] | None
+
+
+@lru_cache(maxsize=1)
+def config() -> ocio.Config:
+    """The pinned configuration. Raises RuntimeError where this OpenColorIO does not have it."""
+    try:
+        return ocio.Config.CreateFromFile(CONFIG)
+    except ocio.Exception as error:
+        raise RuntimeError(
+            f"OpenColorIO {ocio.__version__} has no {CONFIG}; opencolorio 2.4 or newer is needed"
+        ) from error
+
+
+def find_space(name: str) -> Space:
+    """The colour space of a name, alias or role, upper and lower case alike. Raises ShotError."""
+    space = config().getColorSpace(name)
+    if space is None:
+        raise ShotError(
+            f"--colorspace: got {name!r}{_hint(name)}; allowed are {', '.join(EXAMPLES)} and others"
+        )
+    if space.isData():
+        raise ShotError(
+            f"--colorspace: got {name!r}, which means numbers and not colours; allowed are "
+            f"{', '.join(EXAMPLES)} and others (to keep the numbers as they are, give {SRGB!r})"
+        )
+    # This configuration lists each space's Color Interop ID among its aliases.
+    interop_id = next((alias for alias in space.getAliases() if alias.endswith("_scene")), "")
+    gamut = interop_id.split("_")[1] if interop_id else ""
+    return Space(space.getName(), interop_id, CHROMATICITIES.get(gamut))
+
+
+def _hint(name: str) -> str:
+    names: dict[str, str] = {}
+    for space in config().getColorSpaces():
+        for known in (space.getName(), *space.getAliases()):
+            names.setdefault(known.lower(), known)
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
+    return f" (closest: {', '.join(names[key] for key in close)})" if close else ""
+
+
+@lru_cache(maxsize=16)
+def _processor(source: str, target: str, is_half: bool) -> ocio.CPUProcessor:
+    depth = ocio.BIT_DEPTH_F16 if is_half else ocio.BIT_DEPTH_F32
+    # Lossless: the default's fast log and power move one value in thirty by a step of half float.
+    return (
+        config()
+        .getProcessor(source, target)
+        .getOptimizedCPUProcessor(ocio.BIT_DEPTH_F32, depth, ocio.OPTIMIZATION_LOSSLESS)
+    )
+
+
+def convert(frame: np.ndarray, source: str, target: str, is_half: bool = False) -> np.ndarray:
+    """Convert colours between two spaces of the configuration, colorimetrically (no tone mapping).
+
+    frame: float32 [h, w, 3], finite. Returns float32, or float16 with `is_half`, of the same shape.
+    """
+    height, width, channels = frame.shape
+    out = np.empty(frame.shape, np.float16 if is_half else np.float32)  # [h, w, 3]
+    image = _description(np.ascontiguousarray(frame, np.float32), ocio.BIT_DEPTH_F32, width, height, channels)
+    result = _description(out, ocio.BIT_DEPTH_F16 if is_half else ocio.BIT_DEPTH_F32, width, height, channels)
+    _processor(source, target, is_half).apply(image, result)
+    return out
+
+
+def _description(
+    pixels: np.ndarray, depth: ocio.BitDepth, width: int, height: int, channels: int
+) -> ocio.PackedImageDesc:
+    return ocio.PackedImageDesc(pixels, width, height, channels, depth, *reversed(pixels.strides))

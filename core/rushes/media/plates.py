@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Plates: half-float OpenEXR through OpenImageIO, scene-linear by OpenColorIO, tagged for compositing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import OpenImageIO as oiio  # noqa: N813 - the field's name for it
+
+from rushes.media import color
+from rushes.media.paths import Target
+from rushes.media.record import to_text, unreadable
+from rushes.media.sink import Sink, WriteError, printable
+
+RECORD = "rushes/record"
+COMPRESSION = "zip"  # lossless, and read by every release of every host
+INT_MAX = 2**31 - 1  # OpenEXR has no longer integer attribute
+
+_HALF_INFINITE = 0x7C00  # exponent bits of a half: all set in infinity and NaN
+_HALF_NEGATIVE_ZERO = 0x8000
+_HUGE = 1e9  # still beyond half float once it is linear
+
+
+class PlateSink(Sink):
+    """An EXR sequence, or one EXR, in a colour space of the pinned OpenColorIO configuration.
+
+    The conversion is colorimetric: display white 1.0 becomes 1.0 in every scene-linear space; no view
+    transform is inverted, so no highlight above 1.0 is invented.
+    """
+
+    def __init__(self, target: Target, staging: Path, record: Mapping[str, Any], space: color.Space) -> None:
+        super().__init__(target, staging, record)
+        self._space = space
+        self._text = to_text(record)
+
+    def write(self, frame: np.ndarray, number: int) -> None:
+        name = self.target.file_name(number)
+        pixels = self._half(frame)
+        spec = self._spec(frame.shape[1], frame.shape[0], number)
+        _write(self.staging / name, spec, pixels)
+        self.files.append(name)
+
+    def _half(self, frame: np.ndarray) -> np.ndarray:
+        bad = ~np.isfinite(frame)
+        if bad.any():  # before the conversion, whose matrix would spread them over the other channels as NaN
+            frame = np.nan_to_num(frame, nan=0.0, posinf=_HUGE, neginf=-_HUGE)
+        half = color.convert(frame, color.SRGB, self._space.name, is_half=True)  # [h, w, 3]
+        bits = half.view(np.uint16)
+        bits[bits == _HALF_NEGATIVE_ZERO] = 0
+        bad |= (bits & _HALF_INFINITE) == _HALF_INFINITE
+        if bad.any():
+            self.repaired += int(np.count_nonzero(bad))
+            np.nan_to_num(half, copy=False, nan=0.0, posinf=color.HALF_MAX, neginf=-color.HALF_MAX)
+        return half
+
+    def _spec(self, width: int, height: int, number: int) -> oiio.ImageSpec:
+        fps = self.fps
+        spec = oiio.ImageSpec(width, height, 3, oiio.HALF)
+        spec.attribute("compression", COMPRESSION)
+        spec.attribute("Software", f"Rushes {self.record['rushes']}")
+        # Empty: OpenImageIO would else write the time of day, and equal shots would differ in their bytes.
+        spec.attribute("DateTime", "")
+        # The standard OpenEXR name: OpenImageIO's own "FramesPerSecond" ends up as an unknown attribute.
+        spec.attribute("framesPerSecond", oiio.TypeDesc("rational"), [fps.numerator, fps.denominator])
+        packed = timecode(number, fps)
+        if packed is not None:
+            spec.attribute("smpte:TimeCode", oiio.TypeDesc("timecode"), [packed, 0])
+        if self._space.chromaticities is not None:
+            spec.attribute("chromaticities", "float[8]", self._space.chromaticities)
+        if self._space.interop_id:
+            spec.attribute("colorInteropID", self._space.interop_id)
+        spec.attribute("rushes/colorspace", self._space.name)
+        spec.attribute("rushes/prompt", printable(self.shot.prompt))
+        spec.attribute("rushes/seed", self.shot.seed if self.shot.seed <= INT_MAX else str(self.shot.seed))
+        spec.attribute(RECORD, self._text)
+        return spec
+
+
+def timecode(number: int, fps: Fraction) -> int | None:
+    """SMPTE ST 12-1 time code of a frame number counted from 0, as OpenEXR packs it (BCD, hh mm ss ff).
+
+    Counted without drop frames at the nominal rate (24 for 24000/1001). Above 30 frames a second the frame
+    field counts pairs and the field bit tells the two apart; above 60 the standard has no such code: None.
+    """
+    nominal = math.floor(fps + Fraction(1, 2))
+    if not 1 <= nominal <= 60:
+        return None
+    seconds, frame = divmod(number, nominal)
+    field = 0
+    if nominal > 30:
+        frame, field = divmod(frame, 2)
+    hours, minutes = seconds // 3600 % 24, seconds // 60 % 60
+    return _bcd(hours) << 24 | _bcd(minutes) << 16 | field << 15 | _bcd(seconds % 60) << 8 | _bcd(frame)
+
+
+def _bcd(value: int) -> int:
+    return value // 10 << 4 | value % 10
+
+
+def _write(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray) -> None:
+    out = oiio.ImageOutput.create("openexr")
+    if out is None:
+        raise WriteError(f"OpenImageIO cannot write OpenEXR ({oiio.geterror()})")
+    # OpenImageIO reports by return value only; each one counts.
+    if not out.open(str(path), spec):
+        raise WriteError(out.geterror())
+    is_written = out.write_image(pixels)
+    reason = out.geterror()
+    if not out.close() or not is_written:
+        raise WriteError(reason or out.geterror())
+    _verify(path, spec)
+
+
+def _verify(path: Path, spec: oiio.ImageSpec) -> None:
+    """Read the header back: OpenImageIO replaces a compression that it does not know without a word."""
+    there = oiio.ImageInput.open(str(path))
+    if there is None:
+        raise WriteError(f"{path.name} does not read back ({oiio.geterror()})")
+    found = there.spec()
+    there.close()
+    compression = found.getattribute("compression")
+    if compression != COMPRESSION or (found.width, found.height) != (spec.width, spec.height):
+        raise WriteError(f"{path.name} reads back as {found.width}x{found.height}, {compression}")
+
+
+def read_text(path: Path) -> str | None:
+    """The record text in an EXR of ours, None when it has none. Raises ShotError when the file is damaged."""
+    return read_attribute(path, RECORD, "an EXR")
+
+
+def read_attribute(path: Path, name: str, what: str) -> str | None:
+    """A text attribute in the header of any picture that OpenImageIO opens."""
+    picture = oiio.ImageInput.open(str(path))
+    if picture is None:
+        raise unreadable(path, what, oiio.geterror())
+    value = picture.spec().getattribute(name)
+    picture.close()
+    return value if isinstance(value, str) else None

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Wan's video diffusion transformer (arXiv:2503.20314, section 4.2): one class for every form of Wan 2.1 and 2.2.
+
+Module names are those of the original checkpoints, so their state dicts load as they are. Traps kept on purpose: norm3
+belongs to cross-attention and norm2 to the feed-forward; q and k are normalised over the whole width before heads are
+split; cross-attention has no gate and no mask, so zero-padded text rows count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rushes.attention import attention
+from rushes.model.config import TransformerConfig
+from rushes.model.rope import rope_table, rotate
+
+Rope = tuple[Tensor, Tensor]
+KeyValue = tuple[Tensor, Tensor]
+
+
+class Control(NamedTuple):
+    """One VACE context: latents [B, vace_in_channels, T, H, W] and its strength."""
+
+    latents: Tensor
+    strength: float = 1.0
+
+
+@dataclass
+class Context:
+    """Embedded text and image tokens. With `cache`, each cross-attention keeps its keys and values over all steps."""
+
+    text: Tensor  # [B, text_len, dim]
+    image: Tensor | None = None  # [B, image tokens, dim]
+    cache: dict[nn.Module, list[KeyValue]] | None = None
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # one pass, where a mean of squares takes two
+        unit = (wide * torch.rsqrt(length.square() / x.shape[-1] + self.eps)).to(x.dtype)
+        return (unit * self.weight).to(x.dtype)  # under autocast the gain is float32 and x is not
+
+
+class Attention(nn.Module):
+    """Projections, q/k norm and attention; the parts that self- and cross-attention share."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))  # [B, L, heads, head_dim]
+
+
+class SelfAttention(Attention):
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        q = rotate(self.split(self.norm_q(self.q(x))), rope).transpose(1, 2)  # [B, heads, L, head_dim]
+        k = rotate(self.split(self.norm_k(self.k(x))), rope).transpose(1, 2)
+        v = self.split(self.v(x)).transpose(1, 2)
+        return self.o(attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(Attention):
+    """Attention to the text, plus, in Wan 2.1 image-to-video, to image tokens with keys and values of their own."""
+
+    def __init__(self, dim: int, heads: int, eps: float, has_image: bool) -> None:
+        super().__init__(dim, heads, eps)
+        if has_image:
+            self.k_img = nn.Linear(dim, dim)
+            self.v_img = nn.Linear(dim, dim)
+            self.norm_k_img = RMSNorm(dim, eps)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q = self.split(self.norm_q(self.q(x))).transpose(1, 2)  # [B, heads, L, head_dim]
+        out = sum(attention(q, k, v) for k, v in self._keys_values(context))
+        assert isinstance(out, Tensor)
+        return self.o(out.transpose(1, 2).flatten(2))
+
+    def _keys_values(self, context: Context) -> list[KeyValue]:
+        if context.cache is not None and self in context.cache:
+            return context.cache[self]
+        text = context.text
+        found = [(self.split(self.norm_k(self.k(text))), self.split(self.v(text)))]
+        if context.image is not None:
+            image = context.image
+            found.append((self.split(self.norm_k_img(self.k_img(image))), self.split(self.v_img(image))))
+        pairs = [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in found]  # [B, heads, tokens, head_dim]
+        if context.cache is not None:
+            context.cache[self] = pairs
+        return pairs
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.eps = eps
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.self_attn = SelfAttention(dim, config.heads, eps)
+        self.norm3 = nn.LayerNorm(dim, eps)
+        self.cross_attn = CrossAttention(dim, config.heads, eps, config.image_dim is not None)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
+        )
+
+    def forward(self, x: Tensor, time: Tensor, rope: Rope, context: Context) -> Tensor:
+        """x [B, L, dim]; time [B, n, 6, dim] with n = 1, latent frames or L. Order of the six: shift, scale, gate, twice."""
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation[:, None] + time.float()).unbind(2)
+        x = gated(x, self.self_attn(modulated(x, shift, scale, self.eps), rope), gate)
+        x = x + self.cross_attn(layer_norm(x, self.eps, self.norm3), context)
+        return gated(x, self.ffn(modulated(x, ffn_shift, ffn_scale, self.eps)), ffn_gate)
+
+
+class VaceBlock(Block):
+    """A block of the control branch; the first one joins the control tokens to the video's."""
+
+    def __init__(self, config: TransformerConfig, first: bool) -> None:
+        super().__init__(config)
+        if first:
+            self.before_proj = nn.Linear(config.dim, config.dim)
+        self.after_proj = nn.Linear(config.dim, config.dim)
+
+
+class Head(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.head = nn.Linear(config.dim, config.patch_size**2 * config.out_channels)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = (self.modulation[:, None] + time.float()[:, :, None]).unbind(2)  # order: shift, scale
+        return self.head(modulated(x, shift, scale, self.eps))
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP tokens to the model's width; first-and-last-frame models add learned positions to both pictures' tokens."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        assert config.image_dim is not None
+        width = config.image_dim
+        self.proj = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.dim), nn.LayerNorm(config.dim)
+        )
+        if config.image_positions:
+            self.emb_pos = nn.Parameter(torch.zeros(1, config.image_positions, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if hasattr(self, "emb_pos"):
+            tokens = tokens.reshape(-1, self.emb_pos.shape[1], tokens.shape[-1]) + self.emb_pos
+        return self.proj(tokens)
+
+
+class Transformer(nn.Module):
+    """Velocity of noisy latents. See `forward`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, patch = config.dim, (1, config.patch_size, config.patch_size)
+        self.patch_embedding = nn.Conv3d(config.in_channels, dim, patch, stride=patch)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.head = Head(config)
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config)
+        if config.vace_layers:
+            self.vace_patch_embedding = nn.Conv3d(config.vace_in_channels, dim, patch, stride=patch)
+            self.vace_blocks = nn.ModuleList(VaceBlock(config, first=i == 0) for i in range(len(config.vace_layers)))
+
+    def context(self, text: Tensor, image: Tensor | None = None, cache: bool = False) -> Context:
+        """Embed text [B, <= text_len, text_dim] (zero-padded here) and CLIP tokens [B, n, image_dim] once for all steps."""
+        if text.shape[1] > self.config.text_len:
+            raise ValueError(
+                f"text: got {text.shape[1]} tokens; at most {self.config.text_len}, the model's text_len, are allowed"
+            )
+        text = F.pad(text, (0, 0, 0, self.config.text_len - text.shape[1]))
+        embedded = self.img_emb(image) if image is not None else None
+        return Context(self.text_embedding(text), embedded, {} if cache else None)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Context,
+        control: Sequence[Control] = (),
+        on_block: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Velocity [B, out_channels, T, H, W] of latents [B, in_channels, T, H, W], H and W multiples of the patch.
+
+        timestep: [B], or [B, T] one per latent frame, or [B, tokens]; 0 (clean) ... 1000 (noise).
+        control: VACE contexts. on_block: called with the block's number before each block; it may raise to cancel.
+        """
+        x, grid = self._tokens(self.patch_embedding, latents)
+        rope = rope_table(grid, self.config.rope_dims, x.device)
+        time, time_blocks = self._time(timestep, x.dtype)
+        hints = self._hints(control, x, time_blocks, rope, context, on_block)
+        for i, block in enumerate(self.blocks):
+            if on_block is not None:
+                on_block(i)
+            x = block(x, time_blocks, rope, context)
+            for hint in hints.get(i, ()):
+                x = x + hint
+        return self._unpatchify(self.head(x, time), grid)
+
+    def _tokens(self, embedding: nn.Conv3d, latents: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        x = embedding(latents.to(embedding.weight.dtype))  # [B, dim, T, H, W]
+        T, H, W = x.shape[2:]
+        # Contiguous, or every sum of every block would keep the layout of the convolution, channels outermost.
+        return x.flatten(2).transpose(1, 2).contiguous(), (T, H, W)  # [B, L, dim]
+
+    def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Embedding [B, n, dim] for the head and [B, n, 6, dim] for the blocks."""
+        if timestep.ndim == 1:
+            timestep = timestep[:, None]  # [B, 1]
+        half = self.config.freq_dim // 2
+        rates = 10_000.0 ** -(torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+        angles = timestep.double()[..., None] * rates
+        wave = torch.cat((angles.cos(), angles.sin()), dim=-1)  # [B, n, freq_dim]
+        time = self.time_embedding(wave.to(self.time_embedding[0].weight.dtype))
+        return time.to(dtype), self.time_projection(time).unflatten(-1, (6, -1)).to(dtype)
+
+    def _hints(
+        self,
+        control: Sequence[Control],
+        x: Tensor,
+        time: Tensor,
+        rope: Rope,
+        context: Context,
+        on_block: Callable[[int], None] | None,
+    ) -> dict[int, list[Tensor]]:
+        """What each VACE block adds after its main block; all of them see the video as it was embedded."""
+        hints: dict[int, list[Tensor]] = {}
+        for latents, strength in control:
+            c, _ = self._tokens(self.vace_patch_embedding, latents)
+            for i, (layer, block) in enumerate(zip(self.config.vace_layers, self.vace_blocks, strict=True)):
+                if on_block is not None:
+                    on_block(layer)
+                if i == 0:
+                    c = block.before_proj(c) + x
+                c = block(c, time, rope, context)
+                hints.setdefault(layer, []).append(block.after_proj(c) * strength)
+        return hints
+
+    def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        T, H, W = grid
+        p = self.config.patch_size
+        x = x.reshape(x.shape[0], T, H, W, p, p, -1).permute(0, 6, 1, 2, 4, 3, 5)  # [B, C, T, H, p, W, p]
+        return x.reshape(x.shape[0], -1, T, H * p, W * p)
+
+
+def layer_norm(x: Tensor, eps: float, affine: nn.LayerNorm | None = None) -> Tensor:
+    """Layer norm in float32, whatever the type of x."""
+    weight, bias = (None, None) if affine is None else (affine.weight.float(), affine.bias.float())
+    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Adaptive layer norm: LN(x) (1 + scale) + shift, with shift and scale [B, n, dim] shared by L / n tokens each."""
+    B, L, D = x.shape
+    normed = F.layer_norm(x.float(), (D,), eps=eps).view(B, shift.shape[1], -1, D)
+    return torch.addcmul(shift[:, :, None], normed, 1 + scale[:, :, None]).view(B, L, D).to(x.dtype)
+
+
+def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """x + gate update, with gate [B, n, dim] shared by L / n tokens each, summed in float32."""
+    B, L, D = x.shape
+    groups = (B, gate.shape[1], -1, D)
+    total = torch.addcmul(x.float().view(groups), update.float().view(groups), gate[:, :, None])
+    return total.view(B, L, D).to(x.dtype)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Shot: what an artist asks for. Standard library only; every room may read this module."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+MAX_SEED = 2**63 - 1  # torch.Generator.manual_seed takes a signed 64-bit integer
+MAX_PROMPT = 10_000  # characters; the longest text any supported encoder reads is 512 tokens
+MAX_FRAMES = 100_000
+MAX_FPS = 1000
+RECORD_VERSION = 1
+
+
+class ShotError(ValueError):
+    """Bad input. The message is one sentence that names the argument, what was got and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A picture that the shot must pass through at a frame.
+
+    frame: index from 0; negative counts from the end (-1 is the last frame).
+    image: path of a picture in any format OpenImageIO reads.
+    sha256: digest of the file, filled in by `sealed`; a later run refuses a file that has changed.
+    """
+
+    frame: int
+    image: str
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.frame, bool) or not isinstance(self.frame, int):
+            raise ShotError(f"keyframe: the frame is {self.frame!r}; a whole number is allowed (-1 is the last frame)")
+        if not isinstance(self.image, str) or not self.image:
+            raise ShotError(f"keyframe: the image is {self.image!r}; a file name is allowed")
+
+    def sealed(self) -> Keyframe:
+        """This keyframe with the file's SHA-256. Raises ShotError when the file is missing or has changed."""
+        try:
+            digest = hashlib.sha256(Path(self.image).read_bytes()).hexdigest()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ShotError(
+                f"keyframe: {self.image} cannot be read ({reason}); an existing picture is allowed"
+            ) from error
+        if self.sha256 and digest != self.sha256:
+            raise ShotError(
+                f"keyframe: {self.image} is not the picture this shot was made with (its SHA-256 starts {digest[:8]}, "
+                f"the shot's {self.sha256[:8]}); put the old picture back or give --keyframe anew"
+            )
+        return dataclasses.replace(self, sha256=digest)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One request for a clip. `None` means the model's own default, filled in by `Engine.resolve`.
+
+    prompt, negative: text; size: (width, height) in pixels; frames: number of frames; fps: exact frame rate;
+    seed: 0 ... 2^63 - 1; steps: denoising steps; guidance: classifier-free guidance, 1 or less turns it off;
+    model: a name, folder or .safetensors file; keyframes: pictures the shot must pass through.
+    Raises ShotError for a value that no model allows; what one model allows is checked by `Engine.resolve`.
+    """
+
+    prompt: str
+    negative: str = ""
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    fps: Fraction | None = None
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    model: str = "starter"
+    keyframes: tuple[Keyframe, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt, may_be_empty=False)
+        _check_text("negative", self.negative, may_be_empty=True)
+        if self.size is not None:
+            object.__setattr__(self, "size", _checked_size(self.size))
+        if self.frames is not None:
+            _check_int("frames", self.frames, 1, MAX_FRAMES)
+        if self.fps is not None:
+            object.__setattr__(self, "fps", parse_fps(self.fps))
+        _check_int("seed", self.seed, 0, MAX_SEED)
+        if self.steps is not None:
+            _check_int("steps", self.steps, 1, 1000)
+        if self.guidance is not None:
+            object.__setattr__(self, "guidance", _checked_guidance(self.guidance))
+        if not isinstance(self.model, str) or not self.model:
+            raise ShotError(f"model: got {self.model!r}; a name, a folder or a .safetensors file is allowed")
+        object.__setattr__(self, "keyframes", tuple(self.keyframes))
+
+    def replace(self, **changes: Any) -> Shot:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; the frame rate is a string such as "24000/1001"."""
+        fields = dataclasses.asdict(self)
+        fields["fps"] = None if self.fps is None else str(self.fps)
+        fields["size"] = None if self.size is None else list(self.size)
+        fields["keyframes"] = [dataclasses.asdict(keyframe) for keyframe in self.keyframes]
+        return {"version": RECORD_VERSION, **fields}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Shot:
+        """Read `to_dict`'s form. Raises ShotError for a newer version, an unknown field or a wrong type."""
+        if not isinstance(fields, Mapping):
+            raise ShotError(f"shot: got a {type(fields).__name__}; a JSON object is allowed")
+        values = dict(fields)
+        version = values.pop("version", RECORD_VERSION)
+        if not isinstance(version, int) or version > RECORD_VERSION:
+            raise ShotError(
+                f"shot: its version is {version!r}, this Rushes reads up to {RECORD_VERSION}; update Rushes"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ShotError(f"shot: unknown field {unknown[0]!r}; allowed are {', '.join(sorted(known))}")
+        if "prompt" not in values:
+            raise ShotError("shot: the field 'prompt' is missing; every shot has one")
+        try:
+            values["keyframes"] = tuple(Keyframe(**keyframe) for keyframe in values.get("keyframes") or ())
+        except TypeError as error:
+            raise ShotError("keyframe: got other fields; frame, image and sha256 are allowed") from error
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """One line of ASCII JSON."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Shot:
+        """Read `to_json`'s form. Raises ShotError for text that is not such a record."""
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ShotError(f"shot: this is not JSON ({error.msg} at character {error.pos})") from error
+        return cls.from_dict(fields)
+
+
+def parse_fps(value: object) -> Fraction:
+    """An exact rate from 24, 23.976, "24000/1001" or a Fraction; NTSC decimals become their exact ratio."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        rate = Fraction(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        raise ShotError(
+            f"fps: got {value!r}; a number or a ratio such as 24, 23.976 or 24000/1001 is allowed"
+        ) from None
+    if not 0 < rate <= MAX_FPS:
+        raise ShotError(f"fps: got {value}; above 0 up to {MAX_FPS} is allowed")
+    for nominal in (24, 30, 48, 60, 120):
+        exact = Fraction(nominal * 1000, 1001)
+        # 23.976, 23.98, 29.97, 59.94 ... are how people write the NTSC rates
+        if rate != exact and rate.denominator > 1 and abs(rate - exact) < Fraction(1, 200):
+            return exact
+    return rate.limit_denominator(100_000)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from "832x480". Raises ShotError."""
+    width, cross, height = text.lower().partition("x")
+    if not cross or not width.strip().isdigit() or not height.strip().isdigit():
+        raise ShotError(f"size: got {text!r}; WIDTHxHEIGHT such as 128x80 is allowed")
+    return _checked_size((int(width), int(height)))
+
+
+def _check_text(name: str, value: object, *, may_be_empty: bool) -> None:
+    if not isinstance(value, str):
+        raise ShotError(f"{name}: got a {type(value).__name__}; text is allowed")
+    if not may_be_empty and not value.strip():
+        raise ShotError(f"{name}: it is empty; a sentence that says what is seen is allowed")
+    if len(value) > MAX_PROMPT:
+        raise ShotError(f"{name}: it has {len(value)} characters; up to {MAX_PROMPT} are allowed")
+    if "\0" in value:
+        raise ShotError(f"{name}: it holds a NUL character; plain text is allowed")
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ShotError(f"{name}: got {value!r}; a whole number from {low} to {high} is allowed")
+
+
+def _checked_size(size: object) -> tuple[int, int]:
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ShotError(f"size: got {size!r}; (width, height) in pixels is allowed")
+    for name, value in zip(("width", "height"), size, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int) or not 8 <= value <= 16_384:
+            raise ShotError(f"size: the {name} is {value!r}; a whole number from 8 to 16384 is allowed")
+    return (size[0], size[1])
+
+
+def _checked_guidance(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        raise ShotError(f"guidance: got {value!r}; a number from 0 to 100 is allowed (1 or less turns it off)")
+    return float(value)

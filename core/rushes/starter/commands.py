@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""`rushes train …`: the starter model, made again from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rushes.starter.train.run import Options
+
+
+@click.group()
+def train() -> None:
+    """Train the starter model: vae, then world (latents of rendered clips), then model, then evaluate."""
+
+
+def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--seed", default=0, show_default=True),
+        click.option("--threads", default=1, show_default=True, help="Threads of each process."),
+        click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64)),
+        click.argument("folder", type=click.Path(path_type=Path, file_okay=False)),
+    ):
+        command = option(command)
+    return command
+
+
+def _options(folder: Path, minutes: float, batch: int, rest: dict[str, Any]) -> Options:
+    from rushes.starter.train.run import Options
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return Options(folder=folder, minutes=minutes, batch=batch, **rest)
+
+
+@train.command()
+@_run_options
+@click.option("--minutes", default=45.0, show_default=True, help="Working time in all; resumed runs go on.")
+@click.option("--batch", default=4, show_default=True, help="Crops per process and step.")
+def vae(folder: Path, minutes: float, batch: int, **rest: Any) -> None:
+    """Train the video VAE. FOLDER keeps the state; the same command resumes."""
+    from rushes.starter.train.run import launch
+    from rushes.starter.train.vae import train_vae
+
+    launch(_options(folder, minutes, batch, rest), train_vae)
+
+
+@train.command()
+@_run_options
+@click.option("--clips", default=10_000, show_default=True, type=click.IntRange(1))
+def world(folder: Path, clips: int, **rest: Any) -> None:
+    """Render the world and encode it with FOLDER's VAE into FOLDER/latents."""
+    from functools import partial
+
+    from rushes.starter.train.latents import make_latents
+    from rushes.starter.train.run import launch
+
+    launch(_options(folder, 1.0, 1, rest), partial(make_latents, clips=clips))
+
+
+@train.command()
+@_run_options
+@click.option("--minutes", default=90.0, show_default=True, help="Working time in all; resumed runs go on.")
+@click.option("--batch", default=4, show_default=True, help="Clips per process and step at first; it grows three-fold.")
+def model(folder: Path, minutes: float, batch: int, **rest: Any) -> None:
+    """Train transformer and text encoder on FOLDER's latents, then write FOLDER/starter.safetensors."""
+    from rushes.starter.train.model import train_model
+    from rushes.starter.train.pack import pack
+    from rushes.starter.train.run import launch
+
+    options = _options(folder, minutes, batch, rest)
+    launch(options, train_model)
+    pack(folder, folder / "starter.safetensors")

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""The starter model's shape: a small configuration of the same classes that hold Wan."""
+
+from __future__ import annotations
+
+from rushes.model.config import TransformerConfig, VAEConfig
+from rushes.model.text import TextConfig
+
+LATENT_CHANNELS = 16
+TEXT_LEN = 40  # tokens; the longest caption of the world has fewer
+
+# Wan 2.2's VAE with one halving less: 8 x 8 pixels and 4 frames to a latent cell. The statistics are measured after training.
+VAE = VAEConfig(
+    latent_channels=LATENT_CHANNELS,
+    encoder_dim=32,
+    decoder_dim=32,
+    latents_mean=(0.0,) * LATENT_CHANNELS,
+    latents_std=(1.0,) * LATENT_CHANNELS,
+    multipliers=(1, 2, 2),
+    blocks_per_stage=1,
+    temporal_downsample=(True, True),
+    patch_size=2,
+    shortcuts=True,
+)
+
+
+def text_config(vocab_size: int) -> TextConfig:
+    return TextConfig(vocab_size=vocab_size, dim=128, heads=4, layers=2, ffn_dim=256, head_dim=32)
+
+
+TRANSFORMER = TransformerConfig(
+    dim=256, heads=4, layers=8, ffn_dim=1024, text_dim=128, text_len=TEXT_LEN, freq_dim=256
+)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Training of the starter's transformer and text encoder on latents of the world.
+
+Flow matching with a noise level per latent frame (arXiv:2407.01392, diffusion forcing, in the form of Wan 2.2's TI2V): some
+frames are given clean, at time 0, and take no part in the loss. Middle-block features must also tell where the subject
+is and how far the camera has moved; the renderer knows both, and motion is learnt sooner for it.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rushes.model.text import TextEncoder
+from rushes.model.tokenizer import WordTokenizer
+from rushes.model.transformer import Transformer
+from rushes.starter.captions import caption, vocabulary
+from rushes.starter.configs import TEXT_LEN, TRANSFORMER, text_config
+from rushes.starter.train.latents import LENGTHS, Latents, read_latents, statistics
+from rushes.starter.train.run import (
+    STATE_EVERY,
+    Average,
+    Clock,
+    Log,
+    Means,
+    Optimizers,
+    Options,
+    Team,
+    load_state,
+    rate,
+    save_state,
+)
+
+MUON_RATE = 0.012
+ADAM_RATE = 1.5e-3
+SUBJECT_WEIGHT = 3.0
+GUIDE_WEIGHT = 0.15
+DROP = 0.12  # share of captions left out, for classifier-free guidance
+LOG_EVERY = 20.0
+GIVEN = (0.60, 0.14, 0.08, 0.08, 0.04, 0.06)  # shares: none, first, first k, first and last, last, a level per frame
+
+
+class Starter(nn.Module):
+    """What is trained together. `guide` reads the features of the middle block and is dropped afterwards."""
+
+    def __init__(self, words: list[str]) -> None:
+        super().__init__()
+        self.transformer = Transformer(TRANSFORMER)
+        self.text = TextEncoder(text_config(len(words) + 3))
+        self.guide = nn.Sequential(nn.LayerNorm(TRANSFORMER.dim), nn.Linear(TRANSFORMER.dim, 4 + 3))
+        self.features: Tensor | None = None
+        self.transformer.blocks[TRANSFORMER.layers // 2 - 1].register_forward_hook(self._keep)
+        nn.init.zeros_(self.transformer.head.head.weight)
+        nn.init.zeros_(self.transformer.head.head.bias)
+        for block in self.transformer.blocks:
+            nn.init.zeros_(block.cross_attn.o.weight)
+
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self.features = output
+
+    def forward(self, latents: Tensor, timestep: Tensor, prompts: list[list[int]]) -> Tensor:
+        return self.transformer(latents, timestep, self.transformer.context(self.text.encode(prompts, TEXT_LEN)))
+
+
+class Batches:
+    """Random batches of one clip length each, from the shards; every process draws its own."""
+
+    def __init__(self, data: Latents, mean: list[float], std: list[float], seed: int, device: str) -> None:
+        self._dice = torch.Generator().manual_seed(seed)
+        self._device = device
+        shift, scale = torch.tensor(mean)[:, None, None, None], torch.tensor(std)[:, None, None, None]
+        self._clips = (data.clips.float() - shift) / scale
+        self._holds = (data.holds.float() - shift) / scale
+        self._cover, self._shifts, self._scenes = data.cover.float(), data.shifts, data.scenes
+        self._tokenizer = WordTokenizer(vocabulary(), TEXT_LEN)
+
+    def draw(self, count: int) -> dict[str, Tensor | list[list[int]]]:
+        """clean, noisy [B, C, T, h, w]; velocity; timestep [B, T]; weight [B, 1, T, h, w]; cover; shifts; prompts."""
+        dice = self._dice
+        which = 0 if torch.rand((), generator=dice) < 0.5 else 1
+        T = LENGTHS[which]
+        picks = torch.randint(len(self._scenes), (count,), generator=dice)
+        clean = self._clips[picks, :, :T].clone()
+        sigma = _levels(count, T, dice)
+        given = _given(count, T, dice)
+        for row in range(count):
+            if given[row, -1] and not given[row, :-1].all():
+                clean[row, :, -1] = self._holds[picks[row], :, which]
+        sigma = sigma.masked_fill(given, 0.0)
+        noise = torch.randn(clean.shape, generator=dice)
+        s = sigma[:, None, :, None, None]
+        cover = self._cover[picks, :T]  # [B, T, h, w]
+        weight = (1 + (SUBJECT_WEIGHT - 1) * cover[:, None]) * ~given[:, None, :, None, None]
+        batch = {
+            "noisy": (1 - s) * clean + s * noise,
+            "velocity": noise - clean,
+            "timestep": 1000 * sigma,
+            "weight": weight / weight.mean().clamp_min(1e-6),
+            "cover": cover,
+            "shifts": self._shifts[picks, :T],
+        }
+        return {**{name: value.to(self._device) for name, value in batch.items()}, "prompts": self._prompts(picks)}
+
+    def _prompts(self, picks: Tensor) -> list[list[int]]:
+        prompts = []
+        for pick in picks.tolist():
+            dropped = float(torch.rand((), generator=self._dice)) < DROP
+            seed = int(torch.randint(2**31, (1,), generator=self._dice))
+            prompts.append(self._tokenizer.encode("" if dropped else caption(self._scenes[pick], seed))[0])
+        return prompts
+
+
+def _levels(count: int, T: int, dice: torch.Generator) -> Tensor:
+    """Noise levels [B, T]: logit-normal (arXiv:2403.03206), a tenth uniform; a few clips have a level per frame."""
+    per_frame = torch.rand(count, 1, generator=dice) < GIVEN[5]
+    normal = torch.randn(count, T, generator=dice)
+    uniform = torch.rand(count, T, generator=dice)
+    level = torch.where(torch.rand(count, 1, generator=dice) < 0.1, uniform, torch.sigmoid(0.3 + 1.1 * normal))
+    return torch.where(per_frame, level, level[:, :1].expand(-1, T))
+
+
+def _given(count: int, T: int, dice: torch.Generator) -> Tensor:
+    """Which latent frames are given clean [B, T]: none, the first, the first k, first and last, or the last."""
+    given = torch.zeros(count, T, dtype=torch.bool)
+    kinds = torch.multinomial(torch.tensor(GIVEN), count, replacement=True, generator=dice).tolist()
+    for row, kind in enumerate(kinds):
+        if kind in (1, 3):
+            given[row, 0] = True
+        if kind == 2:
+            given[row, : int(torch.randint(2, T - 1, (1,), generator=dice))] = True
+        if kind in (3, 4):
+            given[row, -1] = True
+    return given
+
+
+def losses(model: Starter, batch: dict) -> dict[str, Tensor]:
+    """Weighted velocity error, and the guide's errors."""
+    with torch.autocast(batch["noisy"].device.type, dtype=torch.bfloat16):
+        velocity = model(batch["noisy"], batch["timestep"], batch["prompts"]).float()
+        told = model.guide(model.features).float()  # [B, T H W, 4 + 3]
+    flow = ((velocity - batch["velocity"]).square() * batch["weight"]).mean()
+    B, T, h, w = batch["cover"].shape
+    cells = told[..., :4].view(B, T, h // 2, w // 2, 2, 2).transpose(3, 4).reshape(B, T, h, w)
+    where = F.binary_cross_entropy_with_logits(cells, batch["cover"])
+    shifts = told[..., 4:].view(B, T, -1, 3).mean(2)
+    move = F.smooth_l1_loss(shifts, 5 * batch["shifts"], beta=0.2)
+    return {"loss": flow + GUIDE_WEIGHT * (where + move), "flow": flow, "where": where, "move": move}
+
+
+def train_model(options: Options, team: Team) -> None:
+    """Train until the budget is used, resuming from folder/model_state.pt."""
+    torch.manual_seed(options.seed)
+    words = vocabulary()
+    model = Starter(words).to(options.device)
+    average = Average(model, horizon=1000)
+    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
+    optimizer = Optimizers(model, matrices, MUON_RATE, ADAM_RATE)
+    clock, step, path = Clock(options.minutes * 60), 0, options.folder / "model_state.pt"
+    data = read_latents(options.folder)
+    mean, std = statistics(data)
+    if (state := load_state(path, options.device)) is not None:
+        model.load_state_dict(state["model"])
+        average.model.load_state_dict(state["average"])
+        optimizer.load(state["optimizer"])
+        average.steps, step, clock.elapsed = state["step"], state["step"], state["elapsed"]
+        mean, std, words = state["mean"], state["std"], state["words"]
+    batches = Batches(data, mean, std, options.seed + 31 * step + 7919 * team.rank, options.device)
+    log, means = Log(options.folder / "model_log.txt", team, clock), Means()
+    saved = logged = time.monotonic()
+    clock.skip()
+    while (progress := team.lead(clock.progress)) < 1:
+        # small batches learn faster at first, larger ones further
+        parts = losses(model, batches.draw(round(options.batch * (1 + 2 * min(1.0, 1.5 * progress)))))
+        parts["loss"].backward()
+        team.average_gradients(model.parameters())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(rate(progress))
+        average.update(model)
+        means.add(**{name: value.detach() for name, value in parts.items()})
+        step += 1
+        clock.tick()
+        now = time.monotonic()
+        if now - logged > LOG_EVERY:
+            log(step=step, **means.take())
+            logged = now
+        if team.leads and (now - saved > STATE_EVERY or clock.progress >= 1):
+            save_state(
+                path,
+                {
+                    "model": model.state_dict(), "average": average.model.state_dict(),
+                    "optimizer": optimizer.state(), "step": step,
+                    "elapsed": clock.elapsed, "mean": mean, "std": std, "words": words,
+                },
+            )  # fmt: skip
+            saved = time.monotonic()
+            clock.skip()

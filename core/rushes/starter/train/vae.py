@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Training of the starter's video VAE on crops of rendered clips.
+
+Loss: L1, four-fold on the subject, plus L1 of the picture's gradients, plus the KL term that keeps the posterior as wide
+as the picture forgives. In the second half the decoder also sees latents with more noise than the posterior's: what the
+transformer will make is never exact, and a decoder that has only seen exact latents turns small errors into blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rushes.model.vae import VideoVAE
+from rushes.shot import ShotError
+from rushes.starter.configs import VAE
+from rushes.starter.train.run import (
+    STATE_EVERY,
+    Average,
+    Clock,
+    Log,
+    Means,
+    Optimizers,
+    Options,
+    Team,
+    load_state,
+    rate,
+    save_state,
+)
+from rushes.starter.world import render, sample_scenes
+
+CROP = 64
+POOL = 192  # clips kept in memory; one new clip a step
+SUBJECT_WEIGHT = 4.0
+GRADIENT_WEIGHT = 0.3
+KL_WEIGHT = 4e-4
+MUON_RATE = 0.02
+ADAM_RATE = 2e-3
+LOG_EVERY = 20.0
+TEST_EVERY = 240.0
+
+
+def train_vae(options: Options, team: Team) -> None:
+    """Train until the budget is used, resuming from folder/vae_state.pt; ends with the averaged weights in the state."""
+    torch.manual_seed(options.seed + 7919 * team.rank)
+    vae = VideoVAE(VAE).to(options.device)
+    average = Average(vae, horizon=500)
+    kernels = [p for p in vae.parameters() if p.ndim >= 4]
+    optimizer = Optimizers(vae, kernels, MUON_RATE, ADAM_RATE)
+    clock, step = Clock(options.minutes * 60), 0
+    path = options.folder / "vae_state.pt"
+    if (state := load_state(path, options.device)) is not None:
+        vae.load_state_dict(state["model"])
+        average.model.load_state_dict(state["average"])
+        optimizer.load(state["optimizer"])
+        average.steps, step, clock.elapsed = state["step"], state["step"], state["elapsed"]
+    elif team.size > 1:
+        _same_start(vae, average, team)
+    log, means = Log(options.folder / "vae_log.txt", team, clock), Means()
+    crops = _crops(options, team.rank + team.size * step)
+    saved = logged = tested = time.monotonic()
+    clock.skip()
+    while (progress := team.lead(clock.progress)) < 1:
+        frames, mask = next(crops)
+        losses = _losses(vae, frames, mask, noise=0.3 if progress > 0.5 else 0.0)
+        losses["loss"].backward()
+        team.average_gradients(vae.parameters())
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step(rate(progress))
+        average.update(vae)
+        means.add(**{name: value.detach() for name, value in losses.items()})
+        step += 1
+        clock.tick()
+        now = time.monotonic()
+        if now - logged > LOG_EVERY:
+            log(step=step, **means.take())
+            logged = now
+        if team.leads and now - tested > TEST_EVERY:
+            log(step=step, **test_vae(average.model, 16))
+            tested = time.monotonic()
+            clock.skip()
+        if team.leads and now - saved > STATE_EVERY:
+            _save(path, vae, average, optimizer, step, clock)
+            saved = time.monotonic()
+            clock.skip()
+    if team.leads:
+        log(step=step, **test_vae(average.model, 48))
+        _save(path, vae, average, optimizer, step, clock)
+
+
+def load_vae(folder: Path, device: str = "cpu") -> VideoVAE:
+    """The averaged VAE of a run. Raises ShotError before there is one."""
+    state = load_state(folder / "vae_state.pt", device)
+    if state is None:
+        raise ShotError(f"folder: {folder} holds no vae_state.pt; run `rushes train vae` first")
+    vae = VideoVAE(VAE).to(device)
+    vae.load_state_dict(state["average"])
+    return vae.eval().requires_grad_(False)
+
+
+def _same_start(vae: VideoVAE, average: Average, team: Team) -> None:
+    for parameter, mean in zip(vae.parameters(), average.model.parameters(), strict=True):
+        torch.distributed.broadcast(parameter.data, 0)
+        mean.copy_(parameter)
+
+
+def _save(path, vae, average, optimizer, step, clock) -> None:  # type: ignore[no-untyped-def]
+    save_state(
+        path,
+        {
+            "model": vae.state_dict(), "average": average.model.state_dict(), "optimizer": optimizer.state(),
+            "step": step, "elapsed": clock.elapsed,
+        },
+    )  # fmt: skip
+
+
+def _crops(options: Options, first_seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of crops: frames [B, 3, T, CROP, CROP] in [-1, 1] and subject masks [B, 1, T, CROP, CROP]."""
+    dice = torch.Generator().manual_seed(options.seed * 1_000_003 + first_seed)
+    frames: list[Tensor] = []
+    masks: list[Tensor] = []
+    while True:
+        new = 16 if len(frames) < POOL else 1
+        scenes = sample_scenes(new, int(torch.randint(2**31, (1,), generator=dice)))
+        rendered = render(scenes, device=options.device)
+        frames += list(rendered.frames.cpu())
+        masks += list(rendered.mask.cpu())
+        del frames[:-POOL], masks[:-POOL]
+        if new > 1 and len(frames) >= POOL:
+            continue
+        length = 17 if torch.rand((), generator=dice) < 0.5 else 9
+        count = options.batch if length == 9 else max(1, options.batch // 2)
+        picks = torch.randint(len(frames), (count,), generator=dice).tolist()
+        cut = [_cut(frames[i], masks[i], length, dice) for i in picks]
+        video = torch.stack([a for a, _ in cut]).to(options.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        yield video, torch.stack([b for _, b in cut]).to(options.device)[:, None].float()
+
+
+def _cut(frames: Tensor, mask: Tensor, length: int, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A window at any offset, so that any frame can be a clip's first; three of four crops hold the subject."""
+    T, H, W, _ = frames.shape
+    start = int(torch.randint(T - length + 1, (1,), generator=dice))
+    frames, mask = frames[start : start + length], mask[start : start + length]
+    top, left = int(torch.randint(H - CROP + 1, (1,), generator=dice)), int(torch.randint(W - CROP + 1, (1,), generator=dice))
+    seen = mask[length // 2].nonzero()
+    if len(seen) and torch.rand((), generator=dice) < 0.75:
+        y, x = seen[int(torch.randint(len(seen), (1,), generator=dice))].tolist()
+        top, left = min(max(y - CROP // 2, 0), H - CROP), min(max(x - CROP // 2, 0), W - CROP)
+    window = (slice(None), slice(top, top + CROP), slice(left, left + CROP))
+    return frames[window], mask[window]
+
+
+def _losses(vae: VideoVAE, frames: Tensor, mask: Tensor, noise: float) -> dict[str, Tensor]:
+    chunk = max(1, (frames.shape[2] - 1) // vae.config.temporal_factor)
+    with torch.autocast(frames.device.type, dtype=torch.bfloat16):
+        mean, log_variance = vae.posterior(frames, chunk)
+        mean, log_variance = mean.float(), log_variance.float().clamp(-14, 4)
+        extra = noise * torch.rand(mean.shape[0], 1, 1, 1, 1, device=mean.device) * mean.detach().std()
+        sigma = torch.sqrt(log_variance.exp() + extra**2)
+        latents = mean + sigma * torch.randn_like(mean)
+        output = torch.cat(list(vae.stream_decode(latents, chunk)), dim=2).float()
+    weight = 1 + (SUBJECT_WEIGHT - 1) * mask
+    weight = weight / weight.mean()
+    picture = ((output - frames).abs() * weight).mean()
+    gradient = sum(
+        ((output.diff(dim=d) - frames.diff(dim=d)).abs()).mean() for d in (2, 3, 4)
+    )
+    divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+    loss = picture + GRADIENT_WEIGHT * gradient + KL_WEIGHT * divergence
+    return {"loss": loss, "l1": picture, "gradient": torch.as_tensor(gradient), "nats": divergence}
+
+
+@torch.no_grad()
+def test_vae(vae: VideoVAE, clips: int, device: str = "cpu") -> dict[str, float]:
+    """PSNR in dB on held-out clips: whole frames, and pixels of moving subjects after the first latent frame."""
+    scenes = [
+        dataclasses.replace(scene, frames=17) for scene in sample_scenes(clips, seed=10_007, split="held_out")
+    ]
+    squares, moving = [], []
+    for i in range(0, clips, 8):
+        rendered = render(scenes[i : i + 8], device=device)
+        frames = rendered.frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        with torch.autocast(device, dtype=torch.bfloat16):
+            output = vae.decode(vae.encode(frames, 4).float(), 4).float()
+        error = ((output - frames) / 2).square().mean(1)  # [B, T, H, W]
+        squares += error.mean((1, 2, 3)).tolist()
+        for scene, e, m in zip(scenes[i : i + 8], error, rendered.mask, strict=True):
+            inside = m[1:] > 0
+            if scene.motion != "still" and inside.any():
+                moving.append(float(e[1:][inside].mean()))
+    return {"psnr": _mean_psnr(squares), "subject_psnr": _mean_psnr(moving)}
+
+
+def _mean_psnr(squares: list[float]) -> float:
+    return float((-10 * torch.tensor(squares).clamp_min(1e-10).log10()).mean())
