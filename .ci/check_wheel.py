@@ -23,13 +23,9 @@ MAX_WEIGHTS = 48_000_000  # bytes, all files of the starter together
 def main() -> int:
     files = [file for file in metadata.files("rushes") or () if "__pycache__" not in str(file)]
     names = [file.as_posix() for file in files]
-    faults = [
-        f"missing: {pattern}" for pattern in REQUIRED if not any(fnmatch(name, pattern) for name in names)
-    ]
+    faults = [f"missing: {pattern}" for pattern in REQUIRED if not any(fnmatch(name, pattern) for name in names)]
     faults += [f"does not belong: {name}" for name in names if not name.startswith(ALLOWED_TREES)]
-    faults += [
-        f"does not belong: {name}" for name in names if name.endswith((".cpp", ".h", ".pt", ".pth", ".ckpt"))
-    ]
+    faults += [f"does not belong: {name}" for name in names if name.endswith((".cpp", ".h", ".pt", ".pth", ".ckpt"))]
     weights = sum(file.size or 0 for file in files if file.name.endswith(".safetensors"))
     if weights > MAX_WEIGHTS:
         faults.append(f"the weights are {weights / 1e6:.1f} MB; up to {MAX_WEIGHTS / 1e6:.0f} MB are allowed")

@@ -163,9 +163,7 @@ def test_a_file_and_its_functions_stay_short(path: Path) -> None:
     for what, lines in lengths.items():
         soft, hard = (FILE_LINES, FILE_LIMIT) if what == "file" else (FUNCTION_LINES, FUNCTION_LIMIT)
         if lines > soft:
-            warnings.warn(
-                f"{_name(path)}: {what} has {lines} lines, the house's rule is {soft}", stacklevel=1
-            )
+            warnings.warn(f"{_name(path)}: {what} has {lines} lines, the house's rule is {soft}", stacklevel=1)
         assert lines <= hard, f"{_name(path)}: {what} has {lines} lines; up to {hard} are allowed"
 
 

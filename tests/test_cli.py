@@ -48,6 +48,11 @@ def _made(rushes: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def _short(value: list[str] | str) -> str:
+    """A test's name: the arguments alone."""
+    return "" if isinstance(value, str) else " ".join(value)[:40]
+
+
 def _events(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -98,7 +103,7 @@ REFUSED_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), REFUSED_OPTIONS, ids=lambda value: " ".join(value)[:40])
+@pytest.mark.parametrize(("arguments", "words"), REFUSED_OPTIONS, ids=_short)
 def test_bad_input_gets_one_line_and_leaves_no_trace(
     arguments: list[str], words: str, rushes: Run, tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -128,7 +133,7 @@ def test_bad_input_gets_one_line_and_leaves_no_trace(
         (["models", "show", "gigantic"], "model: got 'gigantic'"),
         (["doctor", "me"], "unexpected extra argument (me)"),
     ],
-    ids=lambda value: " ".join(value)[:40],
+    ids=_short,
 )
 def test_a_bad_command_gets_one_line_and_leaves_no_trace(
     arguments: list[str], words: str, rushes: Run, tmp_path: Path
@@ -181,8 +186,10 @@ def test_refusals_do_not_wait_for_torch(tmp_path: Path, environment: dict[str, s
     program = """
 import sys
 from rushes.cli import main
-for arguments in (["--seed", "-1"], ["--size", "x"], ["-o", "a.gif"], ["-o", "no/such/../a"], ["--keyframe", "0=a"],
-                  ["--device", "abacus"], ["--from", "nothing.mp4"], ["--colorspace", "ACEScg"]):
+for arguments in (
+    ["--seed", "-1"], ["--size", "x"], ["-o", "a.gif"], ["-o", "a"], ["--keyframe", "0=a"],
+    ["--device", "abacus"], ["--from", "nothing.mp4"], ["--colorspace", "ACEScg"],
+):
     assert main(["generate", "a ball", "-o", "a.mp4", *arguments]) == 2, arguments
 assert main(["inspect", "nothing.exr"]) == 2 and main(["generate"]) == 2
 assert "torch" not in sys.modules
@@ -190,6 +197,13 @@ assert "torch" not in sys.modules
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_process_refuses_as_the_function_does(rushes_process: Run, tmp_path: Path, tiny_model: Path) -> None:
+    """The installed command itself: exit status, one line, nothing on disk; early and late refusals."""
+    command = ["generate", PROMPT, "-o", "a.mp4", "--model", str(tiny_model)]
+    _refused(rushes_process, tmp_path, *command, "--seed", "-1", words="seed: got -1")
+    _refused(rushes_process, tmp_path, *command, "--frames", "6", words="frames: got 6")
 
 
 def test_a_failure_is_an_event_too(rushes: Run, tmp_path: Path) -> None:
@@ -201,29 +215,25 @@ def test_a_failure_is_an_event_too(rushes: Run, tmp_path: Path) -> None:
 
 
 def test_every_output_comes_from_one_command(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
-    """A line for each on stdout, silence on stderr where it is no terminal, and nothing besides what was asked for."""
+    """A line for each on stdout, silence on a stderr that is no terminal, and only the files asked for."""
     outputs = ["shot.mp4", "shot.mov", "plates/a.####.exr", "stills/b.%03d.png", "cut.otio", "c.safetensors"]
     pairs = [word for output in outputs for word in ("-o", output)]
-    done = _made(
-        rushes, "generate", PROMPT, *pairs, "--model", str(tiny_model), "--seed", "7", "--fps", "23.976"
-    )
+    done = _made(rushes, "generate", PROMPT, *pairs, "--model", str(tiny_model), "--seed", "7", "--fps", "23.976")
     assert done.stderr == ""
     assert done.stdout.splitlines() == [f"{name}: 5 frames, 16x16 at 23.976 fps, seed 7" for name in outputs]
     plates = {f"plates/a.{frame}.exr" for frame in range(1001, 1006)}
     stills = {f"stills/b.{frame}.png" for frame in range(1001, 1006)}
     files = plates | stills | {"shot.mp4", "shot.mov", "cut.otio", "c.safetensors"}
     assert set(_tree(tmp_path)) == files | {"plates", "stills"}
-    for name in sorted(files - plates - stills) + [
-        "plates/a.1003.exr",
-        "stills/b.1001.png",
-        "plates/a.####.exr",
-    ]:
+    for name in [*sorted(files - plates - stills), "plates/a.1003.exr", "stills/b.1001.png", "plates/a.####.exr"]:
         record = json.loads(_made(rushes, "inspect", name, "--json").stdout)
         assert record["shot"]["prompt"] == PROMPT and record["shot"]["fps"] == "24000/1001", name
 
 
-def test_a_shot_made_again_has_the_same_bits(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
-    """--from needs nothing but the file, from another folder and in another process."""
+def test_a_shot_made_again_has_the_same_bits(
+    rushes: Run, rushes_process: Run, tmp_path: Path, tiny_model: Path
+) -> None:
+    """--from needs nothing but the file, in another process."""
     options = ["--seed", "3", "--negative", "the left", "--guidance", "3.5", "--steps", "4", "--frames", "9"]
     name = "Straße 夕焼け"
     _made(
@@ -238,7 +248,7 @@ def test_a_shot_made_again_has_the_same_bits(rushes: Run, tmp_path: Path, tiny_m
         "-o",
         "p.#.exr",
     )
-    _made(rushes, "generate", "--from", "p.1004.exr", "-o", "elsewhere/again.safetensors")
+    _made(rushes_process, "generate", "--from", "p.1004.exr", "-o", "elsewhere/again.safetensors")
     files = _tree(tmp_path)
     assert files["elsewhere/again.safetensors"] == files[f"{name}.safetensors"]
 
@@ -247,9 +257,7 @@ def test_options_beside_from_change_the_shot(rushes: Run, tmp_path: Path, tiny_m
     """What is given replaces what the file says; the rest stays."""
     _made(rushes, "generate", PROMPT, "--model", str(tiny_model), "--seed", "3", "-o", "a.mp4")
     _made(rushes, "generate", "the ball", "--from", "a.mp4", "--size", "32x16", "-o", "b.mp4")
-    before, after = (
-        json.loads(_made(rushes, "inspect", name, "--json").stdout) for name in ("a.mp4", "b.mp4")
-    )
+    before, after = (json.loads(_made(rushes, "inspect", name, "--json").stdout) for name in ("a.mp4", "b.mp4"))
     changed = {key for key, value in before["shot"].items() if after["shot"][key] != value}
     assert changed == {"prompt", "size"}
     assert after["shot"]["prompt"] == "the ball" and after["shot"]["size"] == [32, 16]
@@ -280,13 +288,13 @@ def test_another_set_of_weights_is_told(rushes: Run, tmp_path: Path, tiny_model:
 
 def test_decoding_later_gives_the_same_pictures(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
     """Plates from latents.safetensors equal those written at once, bit for bit."""
-    import OpenImageIO as oiio
+    import OpenImageIO
 
     _made(rushes, "generate", PROMPT, "--model", str(tiny_model), "-o", "a.safetensors", "-o", "now.%04d.exr")
     _made(rushes, "decode", "a.safetensors", "-o", "later.%04d.exr", "-o", "later.mp4")
     for frame in range(1001, 1006):
         now, later = (
-            oiio.ImageBuf(str(tmp_path / f"{name}.{frame}.exr")).get_pixels() for name in ("now", "later")
+            OpenImageIO.ImageBuf(str(tmp_path / f"{name}.{frame}.exr")).get_pixels() for name in ("now", "later")
         )
         assert now.shape == (16, 16, 3) and np.array_equal(now, later)
         assert np.ptp(now) > 0, "a flat picture would prove nothing"
@@ -299,7 +307,7 @@ def test_latents_alone_are_not_decoded(rushes: Run, tmp_path: Path, tiny_model: 
 
 
 def test_events_tell_the_whole_story(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
-    """Progress in order, then one `done` with files that exist and the record; unknown words are named twice."""
+    """Progress in order, unknown words on the way, then one `done` with the files and the record."""
     done = _made(
         rushes,
         "generate",
@@ -316,9 +324,7 @@ def test_events_tell_the_whole_story(rushes: Run, tmp_path: Path, tiny_model: Pa
     assert [event["event"] for event in events].count("done") == 1 and events[-1]["event"] == "done"
     steps = [event["step"] for event in events if event.get("phase") == "denoise"]
     assert steps == [1, 2, 3]
-    (decoded,) = [
-        event for event in events if event.get("phase") == "decode" and event["step"] == event["steps"]
-    ]
+    (decoded,) = [event for event in events if event.get("phase") == "decode" and event["step"] == event["steps"]]
     assert decoded["steps"] == 5 and decoded["seconds_per_step"] > 0
     last = events[-1]
     assert last["outputs"] == ["a.mp4", "b.%d.png"] and len(last["files"]) == 6
@@ -329,10 +335,11 @@ def test_events_tell_the_whole_story(rushes: Run, tmp_path: Path, tiny_model: Pa
     assert done.stderr == "rushes: warning: the tiny does not know: zebra\n"
 
 
-def test_a_prompt_of_any_script_is_kept(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
+def test_a_prompt_of_any_script_is_kept(rushes: Run, rushes_process: Run, tmp_path: Path, tiny_model: Path) -> None:
     """On a terminal that cannot show it as well."""
     prompt = "a red ball — ein größerer Löwe 🎬"
-    done = rushes("generate", prompt, "--model", str(tiny_model), "-o", "a.mp4", PYTHONIOENCODING="ascii")
+    command = ["generate", prompt, "--model", str(tiny_model), "-o", "a.mp4"]
+    done = rushes_process(*command, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "does not know" in done.stderr
     assert json.loads(_made(rushes, "inspect", "a.mp4", "--json").stdout)["shot"]["prompt"] == prompt
     assert f"prompt         {prompt}\n" in _made(rushes, "inspect", "a.mp4").stdout
@@ -526,6 +533,4 @@ def test_the_starter_names_unknown_words(rushes: Run, starter: str, tmp_path: Pa
     """On stderr and in the record."""
     done = _made(rushes, "generate", "a red xylophone", "-o", "a.safetensors", "--steps", "1")
     assert "the starter does not know: xylophone" in done.stderr
-    assert json.loads(_made(rushes, "inspect", "a.safetensors", "--json").stdout)["unknown_words"] == [
-        "xylophone"
-    ]
+    assert json.loads(_made(rushes, "inspect", "a.safetensors", "--json").stdout)["unknown_words"] == ["xylophone"]

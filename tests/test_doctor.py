@@ -57,9 +57,7 @@ def test_a_library_that_does_not_import_is_a_problem(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor.importlib, "import_module", refuse)
     findings = examine()
     (found,) = _named(findings, "OpenImageIO")
-    assert (
-        found.state == "problem" and "libfoo.so.3" in found.text and "pip install OpenImageIO" in found.text
-    )
+    assert found.state == "problem" and "libfoo.so.3" in found.text and "pip install OpenImageIO" in found.text
     assert _named(findings, "torch")[0].state == "ok"
 
 

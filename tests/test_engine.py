@@ -40,7 +40,7 @@ def test_a_shot_gives_frames_of_the_asked_shape_and_range(engine: Engine) -> Non
     clip = engine.generate(Shot(WORDS, size=(48, 80), frames=9, seed=5))
     assert clip.frames.shape == (9, 80, 48, 3)
     assert clip.frames.dtype == np.float32
-    assert 0 <= clip.frames.min() and clip.frames.max() <= 1
+    assert clip.frames.min() >= 0 and clip.frames.max() <= 1
     assert np.isfinite(clip.frames).all()
     assert clip.shot.steps == 3 and clip.shot.size == (48, 80)
 
@@ -109,7 +109,7 @@ def test_a_preview_comes_with_every_step(engine: Engine) -> None:
     engine.denoise(Shot(WORDS, frames=9, size=(32, 16)), on_preview=lambda step, picture: seen.append((step, picture)))
     assert [step for step, _ in seen] == [0, 1, 2]
     assert all(picture.shape == (3, 2, 4, 3) and picture.dtype == np.float32 for _, picture in seen)
-    assert all(0 <= picture.min() and picture.max() <= 1 for _, picture in seen)
+    assert all(picture.min() >= 0 and picture.max() <= 1 for _, picture in seen)
 
 
 def test_cancel_takes_hold_within_one_block(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,10 @@ def test_a_first_keyframe_is_held_bit_for_bit(engine: Engine, tmp_path: Path) ->
 
 def test_first_and_last_keyframes_connect(engine: Engine, tmp_path: Path) -> None:
     """-1 is the last frame; each keyframe fixes its own latent frame and no other."""
-    keyframes = (Keyframe(-1, _png(tmp_path / "b.png", 40, 20, 3)), Keyframe(0, _png(tmp_path / "a.png", 16, 16, 2)))
+    keyframes = (
+        Keyframe(-1, _png(tmp_path / "b.png", 40, 20, 3)),
+        Keyframe(0, _png(tmp_path / "a.png", 16, 16, 2)),
+    )
     shot = engine.resolve(Shot(WORDS, frames=17, keyframes=keyframes))
     assert [keyframe.frame for keyframe in shot.keyframes] == [0, 16]
     assert all(len(keyframe.sha256) == 64 for keyframe in shot.keyframes)

@@ -29,9 +29,7 @@ HEAVY = {
 def _modules_after(code: str) -> set[str]:
     """Names in sys.modules of a fresh interpreter after `code`."""
     program = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -66,9 +64,7 @@ def test_the_front_door_holds_what_it_promises_and_nothing_else() -> None:
     assert sorted(rushes.__all__) == ["Clip", "Engine", "Keyframe", "Shot", "generate"]
     assert dir(rushes) == sorted([*rushes.__all__, "__version__"])
     assert rushes.Shot is shot.Shot and rushes.Keyframe is shot.Keyframe
-    assert (
-        rushes.Engine is engine.Engine and rushes.Clip is engine.Clip and rushes.generate is engine.generate
-    )
+    assert rushes.Engine is engine.Engine and rushes.Clip is engine.Clip and rushes.generate is engine.generate
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -97,9 +93,7 @@ def test_importing_rushes_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
     """Prints the best of five; asserts no time, because a shared machine would make that a coin toss."""
     program = "import time; t = time.perf_counter(); import rushes; print((time.perf_counter() - t) * 1000)"
     times = [
-        float(
-            subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        )
+        float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
         for _ in range(5)
     ]
     with capsys.disabled():

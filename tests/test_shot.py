@@ -69,9 +69,7 @@ def _random_shot(dice: random.Random) -> Shot:
         steps=None if maybe() < 0.3 else dice.randint(1, 1000),
         guidance=None if maybe() < 0.3 else dice.uniform(0, 100),
         model=dice.choice(["starter", "C:\\models\\größe.safetensors"]),
-        keyframes=tuple(
-            Keyframe(dice.randint(-9, 9), f"ü{i}.png", "ab" * 32) for i in range(dice.randint(0, 3))
-        ),
+        keyframes=tuple(Keyframe(dice.randint(-9, 9), f"ü{i}.png", "ab" * 32) for i in range(dice.randint(0, 3))),
     )
 
 

@@ -56,9 +56,7 @@ class LazyGroup(click.Group):
             near = [known for known in _COMMANDS if known.startswith(name)]
             near = near or difflib.get_close_matches(name, _COMMANDS, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise click.BadParameter(
-                f"got {name!r}; {', '.join(_COMMANDS)} are allowed{hint}", param_hint="command"
-            )
+            raise click.BadParameter(f"got {name!r}; {', '.join(_COMMANDS)} are allowed{hint}", param_hint="command")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -73,13 +71,9 @@ class LazyGroup(click.Group):
             raise Stopped(signal.SIGINT) from error
 
 
-@click.group(
-    cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rushes")
-@click.option(
-    "--traceback", is_flag=True, expose_value=False, help="Show the whole traceback of an unexpected error."
-)
+@click.option("--traceback", is_flag=True, expose_value=False, help="Show the whole traceback of an unexpected error.")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Text-to-video: from a sentence to a movie and an EXR plate."""
@@ -98,9 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = cli.main(
-            args=arguments, prog_name="rushes", standalone_mode=False, windows_expand_args=False
-        )
+        status = cli.main(args=arguments, prog_name="rushes", standalone_mode=False, windows_expand_args=False)
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
@@ -136,9 +128,7 @@ def _explain_usage(error: click.ClickException) -> str:
         help_hint = f"{error.ctx.command_path} --help"
     if isinstance(error, click.NoSuchOption):
         near = f" (did you mean {error.possibilities[0]}?)" if error.possibilities else ""
-        return (
-            f"{error.option_name}: there is no such option; `{help_hint}` lists those that are allowed{near}"
-        )
+        return f"{error.option_name}: there is no such option; `{help_hint}` lists those that are allowed{near}"
     if isinstance(error, click.BadOptionUsage):
         return f"{error.option_name}: got no value; one after it is needed"
     message = error.message.rstrip(".")

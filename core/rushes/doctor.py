@@ -49,9 +49,7 @@ def examine() -> list[Finding]:
     for check in checks:
         try:
             findings.extend(check())
-        except (
-            Exception
-        ) as error:  # a report with one hole is worth more than none, and the hole is in the report
+        except Exception as error:  # a report with one hole is worth more than none, and the hole is in the report
             name = check.__name__.strip("_").replace("_", " ")
             findings.append(Finding(name, "problem", f"the check failed: {type(error).__name__}: {error}"))
     return findings
@@ -77,9 +75,7 @@ def _libraries() -> Iterator[Finding]:
         try:
             importlib.import_module(module)
         except (ImportError, OSError) as error:
-            yield Finding(
-                name, "problem", f"it cannot be imported: {_first_line(error)}; pip install {distribution}"
-            )
+            yield Finding(name, "problem", f"it cannot be imported: {_first_line(error)}; pip install {distribution}")
         else:
             yield Finding(name, "ok", _version_of(module, distribution))
 
@@ -92,17 +88,13 @@ def _processor() -> Iterator[Finding]:
         return
     extension = load_extension()
     if extension.module is None:
-        yield Finding(
-            "processor", "note", f"{platform.machine()}; its features are read by the compiled module"
-        )
+        yield Finding("processor", "note", f"{platform.machine()}; its features are read by the compiled module")
         yield Finding("compiled module", "note", extension.reason)
         yield Finding("attention", "ok", _ATTENTION)
         return
     info = extension.module.build_info()
     features = [name for name, present in extension.module.cpu_features().items() if present]
-    yield Finding(
-        "processor", "ok", f"{info['architecture']}: {', '.join(features) or 'no vector extensions'}"
-    )
+    yield Finding("processor", "ok", f"{info['architecture']}: {', '.join(features) or 'no vector extensions'}")
     yield Finding("compiled module", "ok", f"{info['version']}, built by {info['compiler']}")
     if info["version"] != __version__:
         yield Finding(
@@ -140,9 +132,7 @@ def _starter_weights() -> Iterator[Finding]:
         expected = _recorded_digest(file)
         if expected is None:
             # a source tree or an editable install has no list of digests to compare with
-            yield Finding(
-                "starter", "note", f"{size}; not compared, since it is not part of an installed wheel"
-            )
+            yield Finding("starter", "note", f"{size}; not compared, since it is not part of an installed wheel")
         elif hashlib.sha256(file.read_bytes()).digest() == expected:
             yield Finding("starter", "ok", f"{size}, as installed")
         else:

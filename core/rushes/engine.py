@@ -35,7 +35,6 @@ from rushes.shot import Keyframe, Shot, ShotError
 
 Frames = npt.NDArray[np.float32]
 SOLVERS = {"euler": euler, "unipc": unipc}
-HOLD = 5  # a later keyframe is encoded as a picture held for this many frames; its second latent stands for it
 DECODE_BYTES = 256 * 2**20  # what a decoder chunk may take before it is made smaller
 
 
@@ -68,20 +67,18 @@ class Clip:
     latents: Tensor
 
     def write(self, *paths: str | Path, colorspace: str | None = None, overwrite: bool = False) -> list[Path]:
-        """Write outputs by name (mp4, mov, exr, png, otio, safetensors), all or none. Raises ShotError for a bad one."""
+        """Write outputs by name (mp4, mov, exr, png, otio, safetensors), all or none. Raises ShotError."""
         from rushes.media import open_outputs
 
         names = [str(path) for path in paths]
         latents = self.latents.numpy(force=True)
-        with open_outputs(
-            names, self.record, colorspace=colorspace, overwrite=overwrite, latents=latents
-        ) as outputs:
+        with open_outputs(names, self.record, colorspace=colorspace, overwrite=overwrite, latents=latents) as outputs:
             outputs.write(self.frames)
         return list(outputs.paths)
 
 
 class Engine:
-    """A loaded model. Make one with `Engine.load`; it holds no state between shots, and one thread may use it at a time."""
+    """A loaded model, made by `Engine.load`. It keeps nothing between shots; one thread may use it at a time."""
 
     def __init__(self, card: Card, path: Path, transformer: Transformer, vae: VideoVAE, text: TextEncoder) -> None:
         self.card, self.path = card, path
@@ -137,7 +134,7 @@ class Engine:
         )
 
     def record(self, shot: Shot) -> dict[str, Any]:
-        """What every output carries: the whole shot, the model's digest, and the prompt's words that it does not know."""
+        """What every output carries: the whole shot, the model's digest, and the words that it does not know."""
         self._sha256 = self._sha256 or digest(self.path)
         unknown = [word for text in (shot.prompt, shot.negative) for word in self._tokenizer.encode(text)[1]]
         return {
@@ -197,8 +194,13 @@ class Engine:
         frames = self.card.vae.latent_frames(shot.frames)
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         known = self._known(shot, noise, tell)
+        cond, uncond, both = contexts
         velocity = classifier_free(
-            _Predict(self._transformer, cancel), contexts[0], contexts[1], shot.guidance or 0.0, join=lambda a, b: contexts[2]
+            _Predict(self._transformer, cancel),
+            cond,
+            uncond,
+            shot.guidance or 0.0,
+            join=lambda _cond, _uncond: both or cond,
         )
         plan = schedule(self.card.defaults.schedule, shot.steps, self.card.defaults.shift)
         callback = _Steps(tell, on_preview, cancel, self.preview)
@@ -259,7 +261,8 @@ class Engine:
         high = low + n
         if not fit:
             raise ShotError(
-                f"frames: got {frames}; {self.card.name} takes {n}n+1, the neighbours are {low} and {high} (--fit takes the nearest)"
+                f"frames: got {frames}; {self.card.name} takes {n}n+1, the neighbours are {low} and {high} "
+                "(--fit takes the nearest)"
             )
         return low if frames - low <= high - frames else high
 
@@ -269,7 +272,9 @@ class Engine:
         for keyframe in keyframes:
             frame = keyframe.frame + frames if keyframe.frame < 0 else keyframe.frame
             if not 0 <= frame < frames:
-                raise ShotError(f"keyframe: got frame {keyframe.frame}; {-frames} to {frames - 1} is allowed in this clip")
+                raise ShotError(
+                    f"keyframe: got frame {keyframe.frame}; {-frames} to {frames - 1} is allowed in this clip"
+                )
             at = self._latent_of(frame)
             if at in placed:
                 raise ShotError(
@@ -311,10 +316,9 @@ class Engine:
         for i, keyframe in enumerate(shot.keyframes):
             tell(Progress("keyframes", i, len(shot.keyframes)))
             picture = torch.from_numpy(load_image(keyframe.image, shot.size)).permute(2, 0, 1)  # [3, H, W]
-            still = (picture * 2 - 1).to(self.device, self._transformer.patch_embedding.weight.dtype)[None, :, None]
+            picture = (picture * 2 - 1).to(self.device, self._transformer.patch_embedding.weight.dtype)[None]
             at = self._latent_of(keyframe.frame)
-            held = still if at == 0 else still.expand(-1, -1, HOLD, -1, -1).contiguous()
-            latents[:, :, at] = self._vae.encode(held)[:, :, -1].float()
+            latents[:, :, at : at + 1] = self._vae.encode_keyframe(picture, first=at == 0).float()
             mask[at] = True
         tell(Progress("keyframes", len(shot.keyframes), len(shot.keyframes)))
         return KnownFrames(latents, mask)
@@ -366,7 +370,9 @@ class _Steps:
 
 def _device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         place = torch.device(name)
         torch.empty(1, device=place)
@@ -376,6 +382,6 @@ def _device(name: str | None) -> torch.device:
 
 
 def generate(prompt: str | Shot, **fields: Any) -> Clip:
-    """Load the shot's model and make one clip: `rushes.generate("a red ball …", frames=33, seed=7).write("shot.mp4")`."""
+    """Load the shot's model and make one clip: `rushes.generate("a red ball …", seed=7).write("shot.mp4")`."""
     shot = prompt if isinstance(prompt, Shot) else Shot(prompt, **fields)
     return Engine.load(shot.model).generate(shot)

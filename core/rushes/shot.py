@@ -152,7 +152,7 @@ def parse_fps(value: object) -> Fraction:
     try:
         if isinstance(value, bool):
             raise TypeError
-        rate = Fraction(value)  # type: ignore[arg-type]
+        rate = Fraction(value)  # type: ignore[call-overload]
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise ShotError(
             f"fps: got {value!r}; a number or a ratio such as 24, 23.976 or 24000/1001 is allowed"

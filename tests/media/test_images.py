@@ -16,9 +16,7 @@ from rushes.shot import ShotError
 
 AP1 = (0.713, 0.293, 0.165, 0.83, 0.128, 0.044, 0.32168, 0.33767)
 # ACES AP1 to linear Rec.709 with Bradford adaptation, as published with the ACES CTL (rounded)
-AP1_TO_REC709 = np.array(
-    [[1.70505, -0.62179, -0.08326], [-0.13026, 1.14080, -0.01055], [-0.02400, -0.12897, 1.15297]]
-)
+AP1_TO_REC709 = np.array([[1.70505, -0.62179, -0.08326], [-0.13026, 1.14080, -0.01055], [-0.02400, -0.12897, 1.15297]])
 
 
 def save(path: Path, pixels: np.ndarray, kind: Any = oiio.UINT8, **attributes: Any) -> Path:
@@ -170,9 +168,7 @@ def test_old_names_and_display_tags_are_understood(tmp_path: Path) -> None:
     assert np.abs(picture - encode(values)).max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    "suffix", ["ppm", "jpg", "tif", "bmp", "webp", "tga", "dpx", "sgi", "hdr", "gif", "rla"]
-)
+@pytest.mark.parametrize("suffix", ["ppm", "jpg", "tif", "bmp", "webp", "tga", "dpx", "sgi", "hdr", "gif", "rla"])
 def test_pictures_of_many_formats_are_taken_as_srgb(tmp_path: Path, suffix: str) -> None:
     """Flat colours of an 8-bit file come as they are; only Radiance stores light."""
     values = np.broadcast_to(np.array([0.8, 0.4, 0.2]), (16, 16, 3))
@@ -184,9 +180,7 @@ def test_pictures_of_many_formats_are_taken_as_srgb(tmp_path: Path, suffix: str)
 def test_an_unknown_tag_is_refused(tmp_path: Path) -> None:
     """A camera's log is no picture to be guessed at."""
     path = save(tmp_path / "a.exr", np.zeros((4, 4, 3)), oiio.HALF, colorInteropID="ocio:some_camera_log")
-    with pytest.raises(
-        ShotError, match=r"a\.exr: it is tagged as 'ocio:some_camera_log', a colour space that Rushes"
-    ):
+    with pytest.raises(ShotError, match=r"a\.exr: it is tagged as 'ocio:some_camera_log', a colour space that Rushes"):
         load_image(path, (4, 4))
 
 
@@ -210,9 +204,7 @@ def test_channels_are_found_by_name(tmp_path: Path) -> None:
     names = ("depth.Z", "key.R", "key.G", "x.B", "fill.B", "fill.G", "fill.R")
     picture = load_image(save(tmp_path / "b.exr", pixels, oiio.FLOAT, channelnames=names), (8, 8))
     assert np.abs(picture - encode(np.array([0.6, 0.5, 0.4]))).max() < 1e-4
-    picture = load_image(
-        save(tmp_path / "c.exr", pixels[..., 3:4], oiio.FLOAT, channelnames=("depth.Z",)), (8, 8)
-    )
+    picture = load_image(save(tmp_path / "c.exr", pixels[..., 3:4], oiio.FLOAT, channelnames=("depth.Z",)), (8, 8))
     assert np.abs(picture - encode(np.array(0.3))).max() < 1e-4
 
 
@@ -223,9 +215,7 @@ def test_a_data_window_is_seen_through_the_display_window(tmp_path: Path) -> Non
     over[2:12, 2:22] = 1.0
     picture = load_image(save(tmp_path / "a.exr", over, oiio.HALF, x=-2, y=-2, **window), (20, 10))
     assert (picture > 0.999).all()
-    picture = load_image(
-        save(tmp_path / "b.exr", np.ones((4, 5, 3)), oiio.HALF, x=10, y=3, **window), (20, 10)
-    )
+    picture = load_image(save(tmp_path / "b.exr", np.ones((4, 5, 3)), oiio.HALF, x=10, y=3, **window), (20, 10))
     expected = np.zeros((10, 20, 3))
     expected[3:7, 10:15] = 1
     assert np.abs(picture - expected).max() < 1e-3
@@ -273,9 +263,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path) -> None:
     whole = save(tmp_path / "a.exr", np.random.default_rng().random((64, 64, 3)), oiio.FLOAT).read_bytes()
     (tmp_path / "cut.exr").write_bytes(whole[: len(whole) // 2])
     for name in ("text.png", "cut.exr"):
-        with pytest.raises(
-            ShotError, match=rf"{name}: it cannot be read as a picture \(.+\); a complete"
-        ) as caught:
+        with pytest.raises(ShotError, match=rf"{name}: it cannot be read as a picture \(.+\); a complete") as caught:
             load_image(tmp_path / name, (4, 4))
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"size: got \(0, 4\); 1x1 and more is allowed"):

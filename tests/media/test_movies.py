@@ -39,9 +39,7 @@ def decode(path: Path) -> list[list[np.ndarray]]:
 
 
 @pytest.mark.parametrize(("suffix", "pixels", "bits"), FORMATS)
-def test_colours_are_bt709_and_tagged_so(
-    tmp_path: Path, make_record: Any, suffix: str, pixels: str, bits: int
-) -> None:
+def test_colours_are_bt709_and_tagged_so(tmp_path: Path, make_record: Any, suffix: str, pixels: str, bits: int) -> None:
     """Patches decode to the standard's codes, not to BT.601's (green: 173 42 26, not 145 54 34)."""
     colours = [(0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.2, 0.4, 0.9)]
     frames = np.empty((4, 48, 64, 3), np.float32)
@@ -86,9 +84,7 @@ def test_the_rate_is_exact(tmp_path: Path, make_record: Any, make_frames: Any, s
     assert times == [n / Fraction(fps) for n in range(5)]
 
 
-@pytest.mark.parametrize(
-    ("bits", "rows", "size"), [(8, 2, (18, 6)), (10, 1, (17, 5)), (10, 1, (1, 1)), (8, 2, (2, 2))]
-)
+@pytest.mark.parametrize(("bits", "rows", "size"), [(8, 2, (18, 6)), (10, 1, (17, 5)), (10, 1, (1, 1)), (8, 2, (2, 2))])
 def test_planes_are_those_of_a_slow_loop(bits: int, rows: int, size: tuple[int, int]) -> None:
     """Matrix, chroma on even columns and rounding, pixel by pixel; odd sizes keep their last column."""
     width, height = size
@@ -150,9 +146,7 @@ def test_the_longest_prompts_survive(tmp_path: Path, make_record: Any, make_fram
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
-def test_equal_shots_give_equal_movies(
-    tmp_path: Path, make_record: Any, make_frames: Any, suffix: str
-) -> None:
+def test_equal_shots_give_equal_movies(tmp_path: Path, make_record: Any, make_frames: Any, suffix: str) -> None:
     """The same frames and record twice: the same bytes."""
     frames, digests = make_frames(3, size=(32, 32)), set()
     for name in ("a", "b"):

@@ -126,9 +126,7 @@ def test_outputs_are_refused_in_one_sentence(
 def test_an_unwritable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the output's own folder would first have to be created in it."""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(
-        ShotError, match=r"^-o \S*a\.mp4: the folder \S+ is not writable; a folder of your own"
-    ):
+    with pytest.raises(ShotError, match=r"^-o \S*a\.mp4: the folder \S+ is not writable; a folder of your own"):
         check_outputs([f"{tmp_path}/new/sub/a.mp4"], 3, False, None)
 
 

@@ -40,9 +40,7 @@ def test_all_outputs_are_complete_after_the_block_and_none_before(
         for start, stop in ((0, 1), (1, 4), (4, 5)):
             outputs.write(frames[start:stop])
         assert outputs.paths == []
-        visible = [
-            name for name in tree(tmp_path) if not any(part.startswith(".") for part in Path(name).parts)
-        ]
+        visible = [name for name in tree(tmp_path) if not any(part.startswith(".") for part in Path(name).parts)]
         assert visible == ["new", "new/sub"]
     files = [f"new/sub/a.{n}.exr" for n in range(1001, 1006)] + [f"new/a.{n}.png" for n in range(1001, 1006)]
     assert [str(path.relative_to(tmp_path)) for path in outputs.paths] == files + EVERYTHING[2:]
@@ -150,9 +148,7 @@ def test_frames_are_copied(tmp_path: Path, make_record: Any) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_missing_frames_are_no_success(
-    tmp_path: Path, make_record: Any, make_frames: Any, count: int
-) -> None:
+def test_missing_frames_are_no_success(tmp_path: Path, make_record: Any, make_frames: Any, count: int) -> None:
     """A shot of three frames with fewer is not published."""
     with (
         pytest.raises(WriteError, match=f"^{count} frames came for .*a.%04d.exr, the shot has 3$"),
@@ -232,9 +228,7 @@ def test_a_move_that_fails_midway_is_undone(
         monkeypatch.setattr(os, "link", no_links)
     with (
         pytest.raises(PermissionError, match="in use"),
-        open_outputs(
-            [tmp_path / "a.%04d.exr", tmp_path / "a.mp4"], make_record(2), overwrite=True
-        ) as outputs,
+        open_outputs([tmp_path / "a.%04d.exr", tmp_path / "a.mp4"], make_record(2), overwrite=True) as outputs,
     ):
         outputs.write(make_frames(2))
     assert tree(tmp_path) == ["a.1001.exr", "a.mp4"]
@@ -242,9 +236,7 @@ def test_a_move_that_fails_midway_is_undone(
     assert (tmp_path / "a.mp4").read_bytes() == b"old movie"
 
 
-def test_a_file_that_appears_meanwhile_is_not_overwritten(
-    tmp_path: Path, make_record: Any, make_frames: Any
-) -> None:
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path, make_record: Any, make_frames: Any) -> None:
     """Two artists, one name: the second is told, the first keeps the file."""
     with (
         pytest.raises(ShotError, match=r"a\.mp4 has appeared meanwhile"),
@@ -256,9 +248,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
     assert (tmp_path / "a.mp4").read_bytes() == b"theirs"
 
 
-def test_files_can_be_read_by_others(
-    tmp_path: Path, make_record: Any, make_frames: Any, latents: np.ndarray
-) -> None:
+def test_files_can_be_read_by_others(tmp_path: Path, make_record: Any, make_frames: Any, latents: np.ndarray) -> None:
     """Published files have the mode the umask gives, not that of a private temporary file."""
     if os.name != "posix":
         pytest.skip("file modes are POSIX")

@@ -93,17 +93,13 @@ def test_values_are_those_of_the_formula(
 def test_halves_are_the_nearest_ones(tmp_path: Path, make_record: Any) -> None:
     """At most one in fifty falls to its neighbour; OpenColorIO's fast power misses one in thirty."""
     ramp = np.linspace(0, 1, 30_000, dtype=np.float32).reshape(1, 100, 100, 3)
-    with open_outputs(
-        [tmp_path / "p.exr"], make_record(1, size=(100, 100)), colorspace="lin_rec709"
-    ) as outputs:
+    with open_outputs([tmp_path / "p.exr"], make_record(1, size=(100, 100)), colorspace="lin_rec709") as outputs:
         outputs.write(ramp)
     off = read(outputs.paths[0])[0] != linear(ramp[0]).astype(np.float16)
     assert off.mean() < 1 / 50
 
 
-def test_attributes_are_those_that_compositing_reads(
-    tmp_path: Path, make_record: Any, make_frames: Any
-) -> None:
+def test_attributes_are_those_that_compositing_reads(tmp_path: Path, make_record: Any, make_frames: Any) -> None:
     """Rate, time code, primaries, colour id, compression, request: all in the header of every frame."""
     record = make_record(2, seed=2**40 + 1)
     with open_outputs([tmp_path / "p.####.exr"], record, start_frame=1001) as outputs:
@@ -133,9 +129,7 @@ def test_attributes_are_those_that_compositing_reads(
     assert spec.getattribute("chromaticities") == pytest.approx(REC709)
 
 
-def test_a_space_without_an_interop_id_gets_no_false_tags(
-    tmp_path: Path, make_record: Any, make_frames: Any
-) -> None:
+def test_a_space_without_an_interop_id_gets_no_false_tags(tmp_path: Path, make_record: Any, make_frames: Any) -> None:
     """ACEScct is allowed by name, and nothing is claimed about it that would be read as linear."""
     with open_outputs([tmp_path / "p.exr"], make_record(1), colorspace="ACEScct") as outputs:
         outputs.write(make_frames(1))
@@ -175,9 +169,7 @@ def test_values_that_no_plate_may_hold_are_repaired_and_counted(
     frames[0, 0, 0], frames[0, 0, 1] = np.nan, np.inf
     frames[0, 0, 2], frames[0, 0, 3] = -0.0, 1e6  # finite, and beyond half once it is linear
     with (
-        pytest.warns(
-            RuntimeWarning, match=r"p\.%04d\.exr: 9 values were NaN, infinite or beyond half"
-        ) as caught,
+        pytest.warns(RuntimeWarning, match=r"p\.%04d\.exr: 9 values were NaN, infinite or beyond half") as caught,
         open_outputs([tmp_path / "p.%04d.exr"], make_record(1), colorspace=colorspace) as outputs,
     ):
         outputs.write(frames)

@@ -21,9 +21,7 @@ KINDS = ["a.%04d.exr", "a.%04d.png", "a.mp4", "a.mov", "a.otio", "a.safetensors"
 @pytest.fixture
 def written(tmp_path: Path, make_record: Any, make_frames: Any) -> tuple[Path, dict[str, Any]]:
     """A folder with one output of every kind, and their record with a seed at the limit."""
-    record = make_record(
-        2, seed=MAX_SEED, prompt="quote \" ' \\ new\nline\r\n\ttab é 夜 🎬 \ud800 half a pair"
-    )
+    record = make_record(2, seed=MAX_SEED, prompt="quote \" ' \\ new\nline\r\n\ttab é 夜 🎬 \ud800 half a pair")
     latents = np.zeros((1, 4, 1, 2, 3), np.float32)
     with open_outputs([tmp_path / name for name in KINDS], record, latents=latents) as outputs:
         outputs.write(make_frames(2))
@@ -43,9 +41,7 @@ def test_the_record_comes_back_whole(written: tuple[Path, dict[str, Any]], name:
 @pytest.mark.parametrize("name", [*KINDS, "gone/a.mp4"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     """One sentence with the name."""
-    with pytest.raises(
-        ShotError, match=r"a\.\S+: there is no such file; a file that Rushes has written is allowed$"
-    ):
+    with pytest.raises(ShotError, match=r"a\.\S+: there is no such file; a file that Rushes has written is allowed$"):
         read_record(tmp_path / name)
 
 
@@ -90,16 +86,12 @@ def test_files_of_others_are_told_from_ours(tmp_path: Path) -> None:
         stream.width = stream.height = 16
         movie.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))
         movie.mux(stream.encode(None))
-    otio.adapters.write_to_file(
-        otio.schema.Timeline("t", metadata={"rushes": "a note"}), str(tmp_path / "a.otio")
-    )
+    otio.adapters.write_to_file(otio.schema.Timeline("t", metadata={"rushes": "a note"}), str(tmp_path / "a.otio"))
     (tmp_path / "b.otio").write_text("[]")
     save_file({"x": np.zeros(1)}, tmp_path / "a.safetensors")
     save_file({"x": np.zeros(1)}, tmp_path / "b.safetensors", metadata={"rushes": json.dumps({"shot": {}})})
     for path in sorted(tmp_path.iterdir()):
-        with pytest.raises(
-            ShotError, match=rf"{path.name}: it holds no record of a shot; a file that Rushes has"
-        ):
+        with pytest.raises(ShotError, match=rf"{path.name}: it holds no record of a shot; a file that Rushes has"):
             read_record(path)
 
 
@@ -138,9 +130,7 @@ def test_latents_of_another_kind_are_refused(tmp_path: Path, make_record: Any) -
     with pytest.raises(ShotError, match=r"l\.safetensors: it holds no tensor 'latents'"):
         read_latents(path)
     save_file({"latents": np.zeros((1, 4, 1, 2, 2), np.float16)}, path, metadata=metadata)
-    with pytest.raises(
-        ShotError, match=r"l\.safetensors: latents: got float16 \[1, 4, 1, 2, 2\]; float32 \[1,"
-    ):
+    with pytest.raises(ShotError, match=r"l\.safetensors: latents: got float16 \[1, 4, 1, 2, 2\]; float32 \[1,"):
         read_latents(path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"latents: got float64 \[2, 2\]"):

@@ -18,14 +18,12 @@ from rushes.media import load_image, open_outputs
 def chunks(content: bytes) -> dict[bytes, bytes]:
     """The chunks of a PNG (ISO/IEC 15948), checked by their CRC."""
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    found, place = {}, 8
+    found: dict[bytes, bytes] = {}
+    place = 8
     while place < len(content):
         (length,) = struct.unpack(">I", content[place : place + 4])
         kind, data = content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
-        assert (
-            zlib.crc32(kind + data)
-            == struct.unpack(">I", content[place + 8 + length : place + 12 + length])[0]
-        )
+        assert zlib.crc32(kind + data) == struct.unpack(">I", content[place + 8 + length : place + 12 + length])[0]
         found[kind] = found.get(kind, b"") + data
         place += 12 + length
     return found
@@ -50,9 +48,7 @@ def test_one_frame_is_written_under_a_plain_name_or_a_pattern(
     assert found[b"tEXt"].startswith(b"rushes\0{") and found[b"tEXt"].isascii()
 
 
-def test_not_a_number_becomes_black_with_a_warning(
-    tmp_path: Path, make_record: Any, make_frames: Any
-) -> None:
+def test_not_a_number_becomes_black_with_a_warning(tmp_path: Path, make_record: Any, make_frames: Any) -> None:
     """Infinity is white; one warning for a sequence, and values that are only clipped are no fault."""
     frames = make_frames(3)
     frames[:, 0, 0], frames[:, 0, 1], frames[:, 0, 2] = np.nan, np.inf, 7.0

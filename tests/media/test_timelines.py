@@ -18,9 +18,7 @@ def local(url: str) -> Path:
     return Path(unquote(urlparse(url).path))
 
 
-def test_a_timeline_refers_to_every_picture_beside_it(
-    tmp_path: Path, make_record: Any, make_frames: Any
-) -> None:
+def test_a_timeline_refers_to_every_picture_beside_it(tmp_path: Path, make_record: Any, make_frames: Any) -> None:
     """One clip, the plate first; each reference gives files that exist, with the exact range and rate."""
     folder = tmp_path / "höher & weiter"  # a folder's name is part of a URL
     names = ["a.mp4", "shot.otio", "sh010 comp.####.exr", "a.mov"]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from rushes.model.checkpoint import Layout, detect_layout, load_state, split_parts, strip_prefix
-from rushes.shot import ShotError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from rushes.model.checkpoint import Layout, detect_layout, load_state, split_parts, strip_prefix
+from rushes.shot import ShotError
 
 TRANSFORMER = "blocks.0.self_attn.q.weight"
 VAE = "decoder.mid_block.resnets.0.norm1.gamma"

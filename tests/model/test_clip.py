@@ -9,9 +9,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from rushes.model.clip import VIT_H14, ClipVision, ClipVisionConfig, clip_pixels, infer_clip_config
 from rushes.shot import ShotError
-from torch import Tensor
 
 TINY = ClipVisionConfig(dim=24, heads=3, layers=3, ffn_dim=40, patch_size=7, image_size=21)
 
@@ -115,9 +116,7 @@ def test_pixels_are_the_whole_frame_squeezed_and_normalised() -> None:
         (0.5 - 0.40821073) / 0.27577711,
     ]
     for channel, value in enumerate(published):
-        assert flat[0, channel].unique().tolist() == pytest.approx(
-            [value] * len(flat[0, channel].unique()), abs=1e-5
-        )
+        assert flat[0, channel].unique().tolist() == pytest.approx([value] * len(flat[0, channel].unique()), abs=1e-5)
     wide = torch.zeros(1, 3, 40, 100)
     wide[..., :10] = 1
     assert (clip_pixels(wide)[0, 0, :, :15] > 1.5).all()

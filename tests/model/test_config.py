@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from rushes.model import config as presets
 from rushes.model.config import (
     TransformerConfig,
@@ -37,9 +38,7 @@ TRANSFORMERS = [
     ("WAN21_VACE_14B", "wan21_vace_14b"),
 ]
 VAES = [("WAN21_VAE", "wan21_vae"), ("WAN22_VAE", "wan22_vae")]
-TINY = TransformerConfig(
-    dim=24, heads=2, layers=5, ffn_dim=40, in_channels=4, out_channels=6, freq_dim=8, text_dim=10
-)
+TINY = TransformerConfig(dim=24, heads=2, layers=5, ffn_dim=40, in_channels=4, out_channels=6, freq_dim=8, text_dim=10)
 
 
 def shapes_of(model: type[Transformer] | type[VideoVAE], config: TransformerConfig | VAEConfig) -> Shapes:
@@ -84,9 +83,7 @@ def test_every_vae_preset_is_its_checkpoint(preset: str, name: str) -> None:
 def test_small_transformers_are_inferred(changes: dict[str, object]) -> None:
     """Odd small configurations come back; heads and text_len, which shapes do not tell, are stated."""
     config = replace(TINY, **changes)  # type: ignore[arg-type]
-    found = infer_transformer_config(
-        shapes_of(Transformer, config), heads=config.heads, text_len=config.text_len
-    )
+    found = infer_transformer_config(shapes_of(Transformer, config), heads=config.heads, text_len=config.text_len)
     assert found == config
 
 
@@ -207,9 +204,7 @@ def test_frames_and_latent_frames_are_inverse() -> None:
 
 def test_lists_become_tuples() -> None:
     """A configuration read from JSON equals, and hashes like, the one that was written."""
-    vae = replace(
-        presets.WAN21_VAE, multipliers=[1, 2, 4, 4], latents_mean=list(presets.WAN21_VAE.latents_mean)
-    )  # type: ignore[arg-type]
+    vae = replace(presets.WAN21_VAE, multipliers=[1, 2, 4, 4], latents_mean=list(presets.WAN21_VAE.latents_mean))  # type: ignore[arg-type]
     assert vae == presets.WAN21_VAE
     assert hash(vae) == hash(presets.WAN21_VAE)
     assert hash(replace(TINY, vace_layers=[0, 2])) == hash(replace(TINY, vace_layers=(0, 2)))  # type: ignore[arg-type]

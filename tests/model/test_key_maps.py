@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from rushes.model import checkpoint
 from rushes.model.clip import VIT_H14, ClipVision, infer_clip_config
 from rushes.model.config import (
@@ -56,9 +57,7 @@ CONFIGS: dict[str, Any] = {
     "umt5_xxl_encoder": UMT5_XXL,
     "clip_vit_h14_vision": VIT_H14,
 }
-FILES = sorted(
-    path.name.removesuffix(".json.gz") for path in FIXTURES.glob("*.gz") if not path.name.startswith("map.")
-)
+FILES = sorted(path.name.removesuffix(".json.gz") for path in FIXTURES.glob("*.gz") if not path.name.startswith("map."))
 # part of the name pairs -> (to the converted names, back)
 RENAMES = {
     "dit": (checkpoint.transformer_names_to_diffusers, checkpoint.transformer_names_from_diffusers),
@@ -117,19 +116,13 @@ def test_full_size_models_have_the_files_names_and_shapes(file: str) -> None:
 def test_our_names_turn_back_into_diffusers(file: str) -> None:
     """The way out, from the model to the file."""
     shapes = model_shapes(file.split(".", 1)[1])
-    back = (
-        checkpoint.vae_names_to_diffusers
-        if file.endswith("vae")
-        else checkpoint.transformer_names_to_diffusers
-    )
+    back = checkpoint.vae_names_to_diffusers if file.endswith("vae") else checkpoint.transformer_names_to_diffusers
     assert renamed(shapes, back(shapes)) == tensors(file)
 
 
 def test_text_names_turn_back_into_wans_own() -> None:
     """The way out for UMT5."""
-    shapes = {
-        name: shape for name, shape in model_shapes("umt5_xxl_encoder").items() if name != TIED_EMBEDDING
-    }
+    shapes = {name: shape for name, shape in model_shapes("umt5_xxl_encoder").items() if name != TIED_EMBEDDING}
     assert renamed(shapes, checkpoint.text_names_to_original(shapes)) == tensors("original.umt5_xxl_encoder")
     assert EMBEDDING in shapes
 
@@ -148,9 +141,7 @@ def test_configurations_are_read_from_the_shapes(file: str) -> None:
     """The presets, from shapes alone."""
     model = file.split(".", 1)[1]
     infer: Any = infer_vae_config if model.endswith("vae") else infer_transformer_config
-    infer = {"umt5_xxl_encoder": infer_text_config, "clip_vit_h14_vision": infer_clip_config}.get(
-        model, infer
-    )
+    infer = {"umt5_xxl_encoder": infer_text_config, "clip_vit_h14_vision": infer_clip_config}.get(model, infer)
     assert infer(ours(file)) == CONFIGS[model]
 
 

@@ -10,9 +10,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from rushes.model.config import TransformerConfig
 from rushes.model.rope import rope_table, rotate
-from torch import Tensor
 
 CASES = [
     (2, (2, 3, 2)),  # nothing left for height and width

@@ -9,6 +9,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from rushes.model.text import (
     EMBEDDING,
     TIED_EMBEDDING,
@@ -19,11 +21,8 @@ from rushes.model.text import (
     relative_buckets,
 )
 from rushes.shot import ShotError
-from torch import Tensor
 
-TINY = TextConfig(
-    vocab_size=131, dim=48, heads=3, layers=2, ffn_dim=56, head_dim=8
-)  # heads * head_dim != dim
+TINY = TextConfig(vocab_size=131, dim=48, heads=3, layers=2, ffn_dim=56, head_dim=8)  # heads * head_dim != dim
 
 
 def restless(config: TextConfig, seed: int) -> TextEncoder:
@@ -62,10 +61,7 @@ def loop_encoder(model: TextEncoder, ids: list[int]) -> Tensor:
     weights = {name: value.double() for name, value in model.state_dict().items()}
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return (
-            torch.stack([row / math.sqrt((row @ row).item() / len(row) + config.eps) for row in x])
-            * weights[name]
-        )
+        return torch.stack([row / math.sqrt((row @ row).item() / len(row) + config.eps) for row in x]) * weights[name]
 
     x = weights[EMBEDDING][ids]
     length = len(ids)
@@ -148,9 +144,7 @@ def test_names_are_the_two_of_the_shared_embedding_and_the_blocks() -> None:
     model = TextEncoder(TINY)
     state = model.state_dict()
     assert state[EMBEDDING].data_ptr() == state[TIED_EMBEDDING].data_ptr()
-    assert [name for name, _ in model.named_parameters() if "embed" in name or "shared" in name] == [
-        EMBEDDING
-    ]
+    assert [name for name, _ in model.named_parameters() if "embed" in name or "shared" in name] == [EMBEDDING]
 
 
 @pytest.mark.parametrize("absent", [EMBEDDING, TIED_EMBEDDING])
@@ -219,9 +213,7 @@ def test_encode_refuses_a_prompt_longer_than_the_rows() -> None:
 
 def test_gradients_equal_finite_differences_everywhere() -> None:
     """Each parameter, biases of distance included, moves a float64 loss as its gradient says."""
-    model = restless(
-        dataclasses.replace(TINY, layers=1, dim=12, heads=2, head_dim=4, ffn_dim=10), seed=7
-    ).double()
+    model = restless(dataclasses.replace(TINY, layers=1, dim=12, heads=2, head_dim=4, ffn_dim=10), seed=7).double()
     ids = torch.randint(1, TINY.vocab_size, (2, 7))
     ids[1, 4:] = 0
     target = torch.randn(2, 7, 12, dtype=torch.float64)
@@ -250,9 +242,7 @@ def test_bfloat16_training_stays_near_float32() -> None:
     with torch.no_grad():
         expected = model(ids)
         rounded = TextEncoder(TINY)
-        rounded.load_state_dict(
-            {name: value.bfloat16().float() for name, value in model.state_dict().items()}
-        )
+        rounded.load_state_dict({name: value.bfloat16().float() for name, value in model.state_dict().items()})
         floor = relative(rounded(ids).bfloat16(), expected)
         with torch.autocast("cpu", torch.bfloat16):
             got = model(ids)
@@ -292,9 +282,7 @@ def test_fresh_weights_are_reproducible_and_of_t5s_size() -> None:
     assert first[EMBEDDING].std().item() == pytest.approx(1, rel=0.05)
     assert first[f"{attention}q.weight"].std().item() == pytest.approx((128 * 32) ** -0.5, rel=0.05)
     assert first[f"{attention}k.weight"].std().item() == pytest.approx(128**-0.5, rel=0.05)
-    assert first["encoder.block.1.layer.1.DenseReluDense.wo.weight"].std().item() == pytest.approx(
-        256**-0.5, rel=0.05
-    )
+    assert first["encoder.block.1.layer.1.DenseReluDense.wo.weight"].std().item() == pytest.approx(256**-0.5, rel=0.05)
     features = model(torch.randint(1, 300, (4, 12)))
     assert features.square().mean().sqrt().item() == pytest.approx(1, rel=0.05)
 

@@ -24,9 +24,7 @@ MEAN, STD = (0.1, -0.2, 0.3, -0.4), (1.5, 0.7, 1.1, 2.0)
 WAN21 = VAEConfig(latent_channels=4, encoder_dim=8, decoder_dim=8, latents_mean=MEAN, latents_std=STD)
 WAN22 = replace(WAN21, decoder_dim=12, patch_size=2, shortcuts=True)
 # Time is doubled where the picture is not yet, and one residual block a stage: another depth of memory.
-SMALL = replace(
-    WAN22, multipliers=(1, 2, 2), temporal_downsample=(True, False), blocks_per_stage=1, decoder_dim=8
-)
+SMALL = replace(WAN22, multipliers=(1, 2, 2), temporal_downsample=(True, False), blocks_per_stage=1, decoder_dim=8)
 FORMS = {"2.1": WAN21, "2.2": WAN22, "small": SMALL}
 config_by_name = pytest.mark.parametrize("config", FORMS.values(), ids=FORMS)
 
@@ -133,16 +131,14 @@ def test_decode_is_that_of_diffusers(config: VAEConfig, pair: Callable[..., tupl
     latents = draw_latents(config, 4)
     shift, scale = statistics()
     expected = theirs.decode(latents * scale + shift).sample
-    assert 0.05 < expected.std() and expected.abs().max() < 1
+    assert expected.std() > 0.05 and expected.abs().max() < 1
     assert difference(ours.decode(latents), expected) <= 1e-5
     assert difference(ours.decode(latents, chunk=3), expected) <= 1e-5
 
 
 @pytest.mark.parity
 @both
-def test_bfloat16_loses_no_more_than_diffusers(
-    config: VAEConfig, pair: Callable[..., tuple[VideoVAE, Any]]
-) -> None:
+def test_bfloat16_loses_no_more_than_diffusers(config: VAEConfig, pair: Callable[..., tuple[VideoVAE, Any]]) -> None:
     """In bfloat16 our distance to float32 is at most twice that of diffusers, both ways."""
     ours, theirs = pair(config)
     half, shift, scale = torch.bfloat16, *statistics(torch.bfloat16)
@@ -228,6 +224,9 @@ def test_the_future_changes_no_past(config: VAEConfig, chunk: int) -> None:
 # --- memory -----------------------------------------------------------------------------------------------------
 
 
+streamed = pytest.mark.parametrize("config", [WAN21, SMALL], ids=["2.1", "small"])
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations make and that are still alive, and their peak."""
 
@@ -266,12 +265,12 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-@both
-@pytest.mark.parametrize("tile", [None, 3])
+@streamed
+@pytest.mark.parametrize("tile", [None, 2])
 def test_decoding_needs_no_more_memory_for_longer_clips(config: VAEConfig, tile: int | None) -> None:
-    """Apart from a few copies of the latents, the peak of 17 latent frames is that of 5; frames are handed out."""
+    """Apart from a few copies of the latents, the peak of 9 latent frames is that of 4; frames are handed out."""
     model = build(config)
-    short, long = (draw_latents(config, count, 4, 4, batch=1) for count in (5, 17))
+    short, long = (draw_latents(config, count, 2, 3, batch=1) for count in (4, 9))
 
     def run(latents: Tensor) -> None:
         for frames in model.stream_decode(latents, tile=tile):
@@ -280,19 +279,19 @@ def test_decoding_needs_no_more_memory_for_longer_clips(config: VAEConfig, tile:
     growth = peak_of(lambda: run(long)) - peak_of(lambda: run(short))
     assert growth <= 4 * (nbytes(long) - nbytes(short))
     kept = peak_of(lambda: list(model.stream_decode(long, tile=tile)))  # the meter does see frames that are kept
-    assert kept - peak_of(lambda: run(long)) > nbytes(draw_frames(config, 12, 4, 4)) // 2
+    assert kept - peak_of(lambda: run(long)) > nbytes(draw_frames(config, 5, 2, 3)[:1])
 
 
-@both
+@streamed
 def test_encoding_needs_no_more_memory_for_longer_clips(config: VAEConfig) -> None:
-    """Apart from the frames themselves, folded into patches, the peak of 17 latent frames is that of 5."""
+    """Apart from the frames and their fold into patches, the peak of 9 latent frames is that of 4."""
     model = build(config)
-    short, long = (draw_frames(config, count, 2, 2)[:1] for count in (5, 17))
+    short, long = (draw_frames(config, count, 2, 1)[:1].clone() for count in (4, 9))
     growth = peak_of(lambda: model.encode(long)) - peak_of(lambda: model.encode(short))
-    assert growth <= 1.5 * (nbytes(long) - nbytes(short))
+    assert growth <= 2.2 * (nbytes(long) - nbytes(short))
 
 
-@both
+@streamed
 def test_a_stream_holds_two_frames_of_each_layer(config: VAEConfig) -> None:
     """What is remembered does not grow with the chunk: no view keeps a whole chunk alive."""
     model = build(config)
@@ -345,25 +344,25 @@ def test_tiles_cover_every_pixel_once(size: tuple[int, int], tile: int) -> None:
     torch.testing.assert_close(constant, shift[:, :3].expand_as(constant), rtol=0, atol=1e-6)
 
 
-@config_by_name
+@streamed
 @pytest.mark.parametrize("size", ODD_SIZES[:2])
 def test_a_tile_larger_than_the_picture_changes_nothing(config: VAEConfig, size: tuple[int, int]) -> None:
     """One tile, just as large as the picture or larger, gives the bits of the untiled decode."""
     model = build(config)
-    latents = draw_latents(config, 2, *size, batch=1)
+    latents = draw_latents(config, 1, *size, batch=1)
     whole = model.decode(latents)
     for tile in (max(size), 64):
         assert torch.equal(torch.cat(list(model.stream_decode(latents, tile=tile)), dim=2), whole)
 
 
 def smooth_latents(config: VAEConfig, height: int, width: int) -> Tensor:
-    """Latents of two frames that change slowly over the picture, so that a seam would be seen."""
-    coarse = torch.randn(config.latent_channels, 2, 2, 2)
+    """Latents of one frame that change slowly over the picture, so that a seam would be seen."""
+    coarse = torch.randn(1, config.latent_channels, 2, 2)
     fine = nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
-    return 0.3 * fine.unflatten(1, (2, 1)).flatten(1, 2)[None]
+    return 0.3 * fine[:, :, None]
 
 
-@both
+@streamed
 @pytest.mark.parametrize(("size", "tile"), [((5, 7), 4), ((9, 13), 5), ((9, 13), 6)])
 def test_tiles_leave_no_seams(config: VAEConfig, size: tuple[int, int], tile: int) -> None:
     """Where one tile takes over from the next, neighbours differ much less than where tiles are cut hard."""
@@ -386,7 +385,6 @@ def test_tiles_leave_no_seams(config: VAEConfig, size: tuple[int, int], tile: in
         steps = extra.diff(dim=3).abs().mean((0, 1, 2, 4)), extra.diff(dim=4).abs().mean((0, 1, 2, 3))
         return max(step.max().item() for step in steps)
 
-    print(jump(tiled) / jump(cut))
     assert jump(tiled) < 0.5 * jump(cut)
 
 

@@ -86,9 +86,7 @@ def test_joining_is_not_used_when_guidance_is_off() -> None:
     """One pass of one batch, not of two."""
     x, cond, uncond = inputs(1)
     calls: Calls = []
-    classifier_free(recording(calls), cond, uncond, 1.0, join=lambda a, b: torch.cat([a, b]))(
-        x, 0.6, 600.0, 0
-    )
+    classifier_free(recording(calls), cond, uncond, 1.0, join=lambda a, b: torch.cat([a, b]))(x, 0.6, 600.0, 0)
     assert [call[0].shape[0] for call in calls] == [1]
 
 
@@ -104,18 +102,14 @@ def test_half_precision_predictions_are_combined_in_the_latents_precision() -> N
     """Guidance multiplies a small difference: the arithmetic on bf16 outputs is done in float32."""
     x = torch.randn(1, 3, 5, 2, 7)
     outputs = {"prompt": torch.randn_like(x).bfloat16(), "nothing": torch.randn_like(x).bfloat16()}
-    v = classifier_free(lambda x, timesteps, context: outputs[context], "prompt", "nothing", 5.0)(
-        x, 0.5, 500.0, 0
-    )
+    v = classifier_free(lambda x, timesteps, context: outputs[context], "prompt", "nothing", 5.0)(x, 0.5, 500.0, 0)
     expected = outputs["nothing"].float() + 5.0 * (outputs["prompt"].float() - outputs["nothing"].float())
     assert v.dtype == torch.float32 and torch.equal(v, expected)
 
 
 def test_guidance_without_an_unconditional_context_is_refused() -> None:
     """Before any work is done."""
-    with pytest.raises(
-        ValueError, match=r"^guidance: got 5.0 without an uncond context; 1 or less is allowed"
-    ):
+    with pytest.raises(ValueError, match=r"^guidance: got 5.0 without an uncond context; 1 or less is allowed"):
         classifier_free(recording([]), torch.ones(1), None, 5.0)
 
 

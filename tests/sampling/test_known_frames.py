@@ -51,9 +51,7 @@ def test_known_frames_come_out_as_they_went_in(solver: Callable[..., Tensor], ma
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_model_sees_known_frames_clean_at_every_step(
-    solver: Callable[..., Tensor], mask: list[bool]
-) -> None:
+def test_the_model_sees_known_frames_clean_at_every_step(solver: Callable[..., Tensor], mask: list[bool]) -> None:
     """Clean latents with timestep 0 where known, the solver's x with the schedule's timestep elsewhere."""
     x, known, is_known = inputs(mask)
     made = schedule("simple", 5, 5.0)
@@ -70,9 +68,7 @@ def test_the_model_sees_known_frames_clean_at_every_step(
     for step, (given, timesteps) in enumerate(seen):
         assert torch.equal(given[:, :, is_known], known.latents[:, :, is_known])
         assert torch.equal(given[:, :, ~is_known], before[step][:, :, ~is_known])
-        assert timesteps.tolist() == [
-            [0.0 if frame else pytest.approx(made.timesteps[step]) for frame in mask]
-        ]
+        assert timesteps.tolist() == [[0.0 if frame else pytest.approx(made.timesteps[step]) for frame in mask]]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -96,8 +92,7 @@ def test_what_stands_in_unknown_frames_does_not_matter(solver: Callable[..., Ten
     noise[:, :, is_known] = torch.randn_like(noise[:, :, is_known])
     made = schedule("simple", 4, 5.0)
     results = [
-        put_back(solver(hold(mixing, frames), start, made), frames)
-        for frames, start in ((known, x), (other, noise))
+        put_back(solver(hold(mixing, frames), start, made), frames) for frames, start in ((known, x), (other, noise))
     ]
     assert torch.equal(*results)
 
@@ -119,13 +114,9 @@ def test_euler_with_known_frames_is_the_naive_loop_of_wan() -> None:
 def test_a_batch_shares_the_known_frames() -> None:
     """Two seeds, one keyframe."""
     x, known, is_known = inputs(MASKS[0])
-    both = put_back(
-        euler(hold(mixing, known), torch.cat([x, torch.randn_like(x)]), schedule("simple", 3, 5.0)), known
-    )
+    both = put_back(euler(hold(mixing, known), torch.cat([x, torch.randn_like(x)]), schedule("simple", 3, 5.0)), known)
     assert torch.equal(both[:, :, is_known], known.latents[:, :, is_known].expand(2, -1, -1, -1, -1))
-    torch.testing.assert_close(
-        both[:1], put_back(euler(hold(mixing, known), x, schedule("simple", 3, 5.0)), known)
-    )
+    torch.testing.assert_close(both[:1], put_back(euler(hold(mixing, known), x, schedule("simple", 3, 5.0)), known))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -158,9 +149,7 @@ def test_known_frames_of_another_size_are_refused() -> None:
     """Broadcasting a 1-pixel latent over the clip would go unnoticed."""
     known = KnownFrames(torch.zeros(1, 4, 5, 1, 1), torch.tensor(MASKS[0]))
     x = torch.randn(1, 4, 5, 3, 7)
-    with pytest.raises(
-        ValueError, match=r"^known frames: got latents \[1, 4, 5, 1, 1\]; \[1, 4, 5, 3, 7\] is"
-    ):
+    with pytest.raises(ValueError, match=r"^known frames: got latents \[1, 4, 5, 1, 1\]; \[1, 4, 5, 3, 7\] is"):
         put_back(x, known)
     with pytest.raises(ValueError, match=r"^known frames: got latents"):
         hold(mixing, known)(x, 0.5, 500.0, 0)

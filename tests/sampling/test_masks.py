@@ -91,9 +91,7 @@ def test_vace_mask_picks_frames_as_torchs_nearest_exact(frames: int) -> None:
     """A mask whose value is its frame number shows which frames were taken."""
     numbers = torch.arange(frames, dtype=torch.float32)
     mask = numbers.view(1, 1, -1, 1, 1).expand(1, 1, frames, 8, 8)
-    expected = torch.nn.functional.interpolate(
-        numbers[None, None], size=(frames + 3) // 4, mode="nearest-exact"
-    )
+    expected = torch.nn.functional.interpolate(numbers[None, None], size=(frames + 3) // 4, mode="nearest-exact")
     assert torch.equal(vace_mask(mask)[0, 17, :, 0, 0], expected[0, 0])
 
 
@@ -126,9 +124,7 @@ def test_vace_condition_puts_references_before_the_clip(references: int) -> None
     assert torch.equal(clip[:, 32:], mask)
 
 
-@pytest.mark.parametrize(
-    "known", [torch.ones(8).bool(), torch.ones(16).bool(), torch.ones(5), torch.ones(1, 5).bool()]
-)
+@pytest.mark.parametrize("known", [torch.ones(8).bool(), torch.ones(16).bool(), torch.ones(5), torch.ones(1, 5).bool()])
 def test_frame_flags_of_a_wrong_shape_are_refused(known: Tensor) -> None:
     """4 n + 1 frames, bool, one dimension."""
     with pytest.raises(ValueError, match=r"^known: got .*; torch\.bool \[F\] with F = 4 n \+ 1 is allowed$"):
@@ -137,9 +133,7 @@ def test_frame_flags_of_a_wrong_shape_are_refused(known: Tensor) -> None:
         grey_where_unknown(torch.zeros(1, 3, 9, 8, 8), flags(5, 0))
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 5, 12, 16), (1, 1, 5, 16, 20), (1, 3, 5, 16, 16), (2, 1, 5, 8, 8), (5, 8, 8)]
-)
+@pytest.mark.parametrize("shape", [(1, 1, 5, 12, 16), (1, 1, 5, 16, 20), (1, 3, 5, 16, 16), (2, 1, 5, 8, 8), (5, 8, 8)])
 def test_vace_masks_of_a_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     """One channel, one clip, whole blocks of 8 pixels."""
     with pytest.raises(ValueError, match=r"^mask: got .* with H and W multiples of 8 is allowed$"):
@@ -199,9 +193,7 @@ def test_image_condition_is_that_of_diffusers_image_to_video(
 @pytest.mark.parity
 @pytest.mark.parametrize("with_reference", [False, True])
 @torch.no_grad()
-def test_vace_condition_is_that_of_diffusers_vace(
-    diffusers: ModuleType, tiny_vae: Any, with_reference: bool
-) -> None:
+def test_vace_condition_is_that_of_diffusers_vace(diffusers: ModuleType, tiny_vae: Any, with_reference: bool) -> None:
     """The 96 channels, through the same VAE, with grey values in the mask."""
     transformer = diffusers.WanVACETransformer3DModel(
         num_attention_heads=1, attention_head_dim=12, ffn_dim=8, num_layers=1, vace_layers=[0], text_dim=8
@@ -219,9 +211,7 @@ def test_vace_condition_is_that_of_diffusers_vace(
     references = [[picture]] if with_reference else [[]]
     theirs = torch.cat(
         [
-            pipeline.prepare_video_latents(
-                video, mask.expand_as(video), references, device=torch.device("cpu")
-            ),
+            pipeline.prepare_video_latents(video, mask.expand_as(video), references, device=torch.device("cpu")),
             pipeline.prepare_masks(mask.expand_as(video), references),
         ],
         dim=1,

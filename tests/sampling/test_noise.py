@@ -10,9 +10,7 @@ import torch
 from rushes.sampling.noise import initial_noise, noised
 
 
-@pytest.mark.parametrize(
-    ("shape", "seed"), [((16, 5, 10, 16), 0), ((3, 1, 1, 1), 7), ((48, 3, 5, 7), 2**63 - 1)]
-)
+@pytest.mark.parametrize(("shape", "seed"), [((16, 5, 10, 16), 0), ((3, 1, 1, 1), 7), ((48, 3, 5, 7), 2**63 - 1)])
 def test_noise_is_the_draw_that_the_contract_names(shape: tuple[int, int, int, int], seed: int) -> None:
     """Bit for bit, float32, on the CPU."""
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -51,9 +51,7 @@ def test_lightx2v_visits_the_sigmas_it_was_trained_on() -> None:
     assert schedule("lightx2v", 4, 5.0) == schedule("simple", 4, 5.0) == listed((1000, 750, 500, 250), 5.0)
 
 
-@pytest.mark.parametrize(
-    "steps", [1, 3, 7, 30, 333, 999, 1000]
-)  # strides that do and do not divide the table
+@pytest.mark.parametrize("steps", [1, 3, 7, 30, 333, 999, 1000])  # strides that do and do not divide the table
 @pytest.mark.parametrize("shift", [1.0, 3, 8.0, 12.5])
 def test_simple_is_comfyuis_table(steps: int, shift: float) -> None:
     """Entry for entry, to the rounding of its float32 table."""
@@ -191,9 +189,7 @@ def test_a_strength_that_leaves_no_step_says_what_would(steps: int) -> None:
 @pytest.mark.parametrize("shift", [3.0, 5.0, 12.0])
 def test_schedules_are_those_of_diffusers(diffusers: ModuleType, steps: int, shift: float) -> None:
     """UniPC: the same bits. FlowMatchEuler: to 1e-6."""
-    unipc = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
+    unipc = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     unipc.set_timesteps(steps)
     ours = schedule("diffusers_unipc", steps, shift)
     assert list(ours.sigmas) == unipc.sigmas.tolist() and list(ours.timesteps) == unipc.timesteps.tolist()

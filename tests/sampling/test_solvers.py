@@ -45,9 +45,7 @@ def even_in_log_snr(steps: int) -> Schedule:
     return Schedule(sigmas, tuple(1000 * sigma for sigma in sigmas[:-1]))
 
 
-def errors(
-    solver: Solver, make: Callable[[int], Schedule], counts: list[int], before_last: bool
-) -> list[float]:
+def errors(solver: Solver, make: Callable[[int], Schedule], counts: list[int], before_last: bool) -> list[float]:
     """Largest error per step count, after the last step or the one before it."""
     x = torch.linspace(-3, 3, 13, dtype=torch.float64)
     found = []
@@ -88,9 +86,7 @@ def test_unipc_is_of_second_order_to_the_end() -> None:
 
 def test_unipc_is_of_third_order_before_its_last_step() -> None:
     """The corrector adds one: without it, or with its weights wrong, this falls to 2."""
-    assert orders(errors(unipc, even_in_log_snr, [40, 80, 160, 320], True)) == pytest.approx(
-        [3] * 3, abs=0.05
-    )
+    assert orders(errors(unipc, even_in_log_snr, [40, 80, 160, 320], True)) == pytest.approx([3] * 3, abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["simple", "linear", "wan_unipc", "diffusers_unipc"])
@@ -137,9 +133,7 @@ def test_unipc_takes_the_limit_at_sigma_one() -> None:
 def test_unipc_is_finite_from_sigma_one(steps: int) -> None:
     """No step count lets an infinity through."""
     x, weights = inputs()
-    assert (
-        unipc(lambda x, s, t, k: crooked(x, t, weights), x, schedule("simple", steps, 5.0)).isfinite().all()
-    )
+    assert unipc(lambda x, s, t, k: crooked(x, t, weights), x, schedule("simple", steps, 5.0)).isfinite().all()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -178,9 +172,7 @@ def test_the_same_noise_gives_the_same_bits_and_is_not_written_to(solver: Solver
     """Two runs, one result; the argument is left alone."""
     x, weights = inputs()
     before = x.clone()
-    first, second = (
-        solver(lambda x, s, t, k: crooked(x, t, weights), x, schedule("simple", 6, 5.0)) for _ in range(2)
-    )
+    first, second = (solver(lambda x, s, t, k: crooked(x, t, weights), x, schedule("simple", 6, 5.0)) for _ in range(2))
     assert torch.equal(first, second) and torch.equal(x, before)
 
 

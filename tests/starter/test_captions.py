@@ -8,6 +8,7 @@ import random
 import re
 
 import pytest
+
 from rushes.starter.captions import (
     ACROSS,
     CAMERA_PHRASES,

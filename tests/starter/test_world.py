@@ -12,6 +12,8 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor
+
 from rushes.starter import raster, world
 from rushes.starter.palette import LIGHTS, SUBJECTS
 from rushes.starter.scene import (
@@ -28,7 +30,6 @@ from rushes.starter.scene import (
     subject_at,
 )
 from rushes.starter.world import held_out, is_held_out, render, sample_scenes
-from torch import Tensor
 
 
 @pytest.fixture
@@ -249,8 +250,7 @@ def test_a_fall_ends_on_its_shadow_on_the_ground(seed: int) -> None:
 def test_camera_moves_the_background_the_right_way(seed: int, camera: str, right: int, down: int) -> None:
     """By phase correlation of the pictures: a pan to the left moves the world to the right."""
     scenes = [
-        scene.replace(size=0.05, x=-2.0)
-        for scene in plain(seed, 3, camera=camera, setting="forest", motion="still")
+        scene.replace(size=0.05, x=-2.0) for scene in plain(seed, 3, camera=camera, setting="forest", motion="still")
     ]
     drawn = render(scenes, (160, 100), frames=5)
     for clip, shift in zip(drawn.frames, drawn.shifts, strict=True):
@@ -299,10 +299,7 @@ def test_times_of_day_look_different(seed: int) -> None:
     """The mean colours of the four skies are far apart, whatever the setting."""
     scene = plain(seed, 1, setting="sea", motion="still", camera="static")[0]
     skies = [
-        render([scene.replace(time=time, sun_elevation=0.12)], frames=1)
-        .frames[0, 0, :28]
-        .float()
-        .mean((0, 1))
+        render([scene.replace(time=time, sun_elevation=0.12)], frames=1).frames[0, 0, :28].float().mean((0, 1))
         for time in LIGHTS
     ]
     for k, one in enumerate(skies):

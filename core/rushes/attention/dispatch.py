@@ -13,9 +13,7 @@ import torch.nn.functional as F
 _last = threading.local()
 
 
-def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None
-) -> torch.Tensor:
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None) -> torch.Tensor:
     """softmax(q k^T * scale) v, dense and without a mask (Vaswani et al. 2017, equation 1).
 
     q: [batch, heads, length_q, head_dim]; k, v: [batch, heads, length_k, head_dim]; any strides, any
@@ -44,9 +42,7 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             raise ValueError(f"{name}: its dtype is {tensor.dtype}; a floating point type is allowed")
         if 0 in shape:
             # softmax over nothing is undefined: torch answers it with zeros or NaN, by backend
-            raise ValueError(
-                f"{name}: its shape is {shape}; one element or more in each dimension is allowed"
-            )
+            raise ValueError(f"{name}: its shape is {shape}; one element or more in each dimension is allowed")
         if tensor.dtype != q.dtype:
             raise ValueError(f"{name}: its dtype is {tensor.dtype}; that of q, {q.dtype}, is allowed")
         if tensor.device != q.device:

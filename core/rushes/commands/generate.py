@@ -31,9 +31,7 @@ from rushes.shot import Shot, ShotError, parse_fps, parse_size
 @click.option(
     "--from", "source", metavar="FILE", help="Make the shot that FILE carries again; other options change it."
 )
-@click.option(
-    "--model", metavar="NAME", help="A model's name, folder or .safetensors file (default: starter)."
-)
+@click.option("--model", metavar="NAME", help="A model's name, folder or .safetensors file (default: starter).")
 @click.option("--size", metavar="WxH", help="Width and height in pixels.")
 @click.option("--frames", metavar="N", help="Number of frames.")
 @click.option("--fps", metavar="F", help="Frame rate: 24, 23.976, 24000/1001 ...")

@@ -35,9 +35,7 @@ def output_options(command: Command) -> Command:
         ),
         click.option("--colorspace", metavar="NAME", help="Colour space of an EXR plate (default ACEScg)."),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
-        click.option(
-            "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... (default: the best one here)."
-        ),
+        click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... (default: the best one here)."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout."),
     ]
     for option in reversed(options):

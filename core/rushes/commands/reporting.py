@@ -133,9 +133,7 @@ class TerminalReporter(Reporter):
         if self._bar is None:
             super().warning(message)
         else:  # above the bar, not through it
-            self._bar.console.print(
-                f"rushes: warning: {message}", markup=False, highlight=False, soft_wrap=True
-            )
+            self._bar.console.print(f"rushes: warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, progress: ProgressLike) -> None:
         if self._bar is None:

@@ -60,9 +60,7 @@ def find_space(name: str) -> Space:
     """The colour space of a name, alias or role, upper and lower case alike. Raises ShotError."""
     space = config().getColorSpace(name)
     if space is None:
-        raise ShotError(
-            f"--colorspace: got {name!r}{_hint(name)}; allowed are {', '.join(EXAMPLES)} and others"
-        )
+        raise ShotError(f"--colorspace: got {name!r}{_hint(name)}; allowed are {', '.join(EXAMPLES)} and others")
     if space.isData():
         raise ShotError(
             f"--colorspace: got {name!r}, which means numbers and not colours; allowed are "

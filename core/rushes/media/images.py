@@ -24,7 +24,7 @@ _DISPLAYS = {
     "pq_p3d65_display": "ST2084-P3-D65 - Display",
     "g26_p3d65_display": "P3-D65 - Display",
 }
-# What OpenImageIO says of each PNM, whose standard asks for BT.709; what people store there is sRGB, or light as float
+# What OpenImageIO says of each PNM, as their standard does; people store sRGB in them, or light when float
 _EVERY_PNM = "Rec709"
 _UNTAGGED_LINEAR = "lin_rec709"
 
@@ -33,12 +33,12 @@ def load_image(path: str | os.PathLike[str], size: tuple[int, int]) -> np.ndarra
     """A picture as float32 [h, w, 3], sRGB in [0, 1], scaled to fill `size` and cropped, never stretched.
 
     size: (width, height) in pixels; the centre is kept. Colour goes by the file's colorInteropID, by the
-    chromaticities of a float or half file, and by OpenImageIO's oiio:ColorSpace, in this order; a float or half
-    file without any is taken as scene-linear Rec.709, another as sRGB. Scene-linear values are sRGB encoded and
-    clipped at 1.0, without tone mapping. ICC profiles are not applied. Alpha is dropped (what is transparent is
-    black), grey becomes RGB; the EXIF orientation, the pixel aspect ratio and an EXR's display window are
-    followed. The filter is Lanczos with three lobes, widened when scaling down. Raises ShotError for a file
-    that cannot be read and ValueError for a size below 1.
+    chromaticities of a float or half file, and by OpenImageIO's oiio:ColorSpace, in this order; a float or
+    half file without any is taken as scene-linear Rec.709, another as sRGB. Scene-linear values are sRGB
+    encoded and clipped at 1.0, without tone mapping. ICC profiles are not applied. Alpha is dropped (what is
+    transparent is black), grey becomes RGB; the EXIF orientation, the pixel aspect ratio and an EXR's display
+    window are followed. The filter is Lanczos with three lobes, widened when scaling down. Raises ShotError
+    for a file that cannot be read and ValueError for a size below 1.
     """
     width, height = size
     if width < 1 or height < 1:

@@ -28,8 +28,7 @@ def as_latents(latents: Any) -> np.ndarray:
     array = np.ascontiguousarray(latents)
     if array.ndim != 5 or array.shape[0] != 1 or array.dtype != np.float32:
         raise ValueError(
-            f"latents: got {array.dtype} {list(array.shape)}; "
-            "float32 [1, channels, latent_frames, h, w] is allowed"
+            f"latents: got {array.dtype} {list(array.shape)}; float32 [1, channels, latent_frames, h, w] is allowed"
         )
     return array
 
@@ -57,9 +56,7 @@ def read_latents(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, An
     record = from_text(read_text(path), path)
     with safetensors.safe_open(path, framework="numpy") as file:
         if KEY not in file.keys():  # noqa: SIM118 - the file is no mapping
-            raise ShotError(
-                f"{path}: it holds no tensor {KEY!r}; latents that Rushes has written are allowed"
-            )
+            raise ShotError(f"{path}: it holds no tensor {KEY!r}; latents that Rushes has written are allowed")
         array = file.get_tensor(KEY)
     try:
         return as_latents(array), record

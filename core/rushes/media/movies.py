@@ -89,14 +89,10 @@ class MovieSink(Sink):
         flags = "+faststart"
         if len(text) > QUICKTIME_TEXT_MAX and self._format.container == "mov":
             flags += "+use_metadata_tags"  # 32-bit lengths; the short form is what players show
-        self._container = av.open(
-            str(self._path), "w", format=self._format.container, options={"movflags": flags}
-        )
+        self._container = av.open(str(self._path), "w", format=self._format.container, options={"movflags": flags})
         self._container.metadata["title"] = printable(self.shot.prompt)
         self._container.metadata["comment"] = text
-        stream = self._container.add_stream(
-            self._format.codec, rate=self.fps, options=dict(self._format.options)
-        )
+        stream = self._container.add_stream(self._format.codec, rate=self.fps, options=dict(self._format.options))
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, self._format.pixels
         context = stream.codec_context

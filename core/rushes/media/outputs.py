@@ -61,9 +61,7 @@ class Outputs:
         self._shot = Shot.from_dict(self._record["shot"])
         self._targets = check_outputs(paths, self._shot.frames, overwrite, colorspace, self._shot.size)
         if not 0 <= start_frame <= MAX_START_FRAME:
-            raise ShotError(
-                f"start frame: got {start_frame}; a whole number from 0 to {MAX_START_FRAME} is allowed"
-            )
+            raise ShotError(f"start frame: got {start_frame}; a whole number from 0 to {MAX_START_FRAME} is allowed")
         self._check_contents(latents)
         self._colorspace = colorspace
         self._start_frame = start_frame
@@ -82,9 +80,7 @@ class Outputs:
             if target.kind != "safetensors":
                 continue
             if latents is None:
-                raise ShotError(
-                    f"-o {target.text}: there are no latents to write; another kind of output is allowed"
-                )
+                raise ShotError(f"-o {target.text}: there are no latents to write; another kind of output is allowed")
             from rushes.media.latents import as_latents
 
             as_latents(latents)

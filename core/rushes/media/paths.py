@@ -49,9 +49,7 @@ class Target:
         folder = Path(os.path.abspath(text)).parent
         found = list(_PATTERN.finditer(name)) if kind in STILLS else []
         if len(found) > 1:
-            raise ShotError(
-                f"-o {text}: the name holds {len(found)} frame patterns; one %04d or #### is allowed"
-            )
+            raise ShotError(f"-o {text}: the name holds {len(found)} frame patterns; one %04d or #### is allowed")
         if not found:
             return cls(text, kind, folder, name, "", None)
         match = found[0]
@@ -121,9 +119,7 @@ def check_outputs(
     for index, target in enumerate(targets):
         for earlier in targets[:index]:
             if target.clashes(earlier):
-                raise ShotError(
-                    f"-o {target.text}: it is the same output as -o {earlier.text}; give each name once"
-                )
+                raise ShotError(f"-o {target.text}: it is the same output as -o {earlier.text}; give each name once")
     for target in targets:
         _check_pattern(target, frames)
         _check_size(target, size)
@@ -159,17 +155,13 @@ def _check_place(target: Target, overwrite: bool) -> None:
     if not ancestor.is_dir():
         raise ShotError(f"-o {target.text}: {ancestor} is not a folder; a name inside a folder is allowed")
     if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise ShotError(
-            f"-o {target.text}: the folder {ancestor} is not writable; a folder of your own is allowed"
-        )
+        raise ShotError(f"-o {target.text}: the folder {ancestor} is not writable; a folder of your own is allowed")
     there = target.existing()
     for _, path in there:
         if path.is_dir():
             raise ShotError(f"-o {target.text}: {path} is a folder; the name of a file is allowed")
     if there and not overwrite:
-        raise ShotError(
-            f"-o {target.text}: {there[0][1].name} already exists; give another name or --overwrite"
-        )
+        raise ShotError(f"-o {target.text}: {there[0][1].name} already exists; give another name or --overwrite")
 
 
 def _check_timeline(targets: Sequence[Target]) -> None:

@@ -48,9 +48,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = os.path.splitext(os.fspath(path))[1][1:].lower()
     if kind not in KINDS:
         allowed = ", ".join("." + one for one in KINDS)
-        raise ShotError(
-            f"{os.fspath(path)}: the suffix is '.{kind}'; files that Rushes writes are allowed ({allowed})"
-        )
+        raise ShotError(f"{os.fspath(path)}: the suffix is '.{kind}'; files that Rushes writes are allowed ({allowed})")
     file = _existing_file(path)
     return from_text(_stored_text(kind, file), file)
 
@@ -60,9 +58,7 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
         return Path(path)
     there = [file for _, file in Target.parse(path).existing() if file.is_file()]
     if not there:
-        raise ShotError(
-            f"{os.fspath(path)}: there is no such file; a file that Rushes has written is allowed"
-        )
+        raise ShotError(f"{os.fspath(path)}: there is no such file; a file that Rushes has written is allowed")
     return there[0]
 
 
@@ -91,6 +87,4 @@ def _stored_text(kind: str, file: Path) -> str | None:
 def unreadable(path: Path, what: str, reason: object) -> ShotError:
     """The refusal of a damaged file; of a library's message only the first line is kept."""
     lines = str(reason).strip().splitlines() or ["no reason given"]
-    return ShotError(
-        f"{path}: it cannot be read as {what} ({lines[0].rstrip('.')}); a complete file is allowed"
-    )
+    return ShotError(f"{path}: it cannot be read as {what} ({lines[0].rstrip('.')}); a complete file is allowed")

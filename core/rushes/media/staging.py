@@ -55,9 +55,7 @@ class Staging:
         try:
             for target, folder, names in zip(self._targets, self._folders, files, strict=True):
                 if not self._is_overwriting and (there := target.existing()):
-                    raise ShotError(
-                        f"-o {target.text}: {there[0][1].name} has appeared meanwhile; give another name"
-                    )
+                    raise ShotError(f"-o {target.text}: {there[0][1].name} has appeared meanwhile; give another name")
                 for name in names:
                     final = target.folder / name
                     done.append((folder / name, final, _kept(final, folder)))
@@ -103,9 +101,7 @@ def _put_back(final: Path, old: Path | None) -> None:
         else:
             final.unlink(missing_ok=True)
     except OSError as error:  # the others are still to be put back, and the first error is the one to raise
-        warnings.warn(
-            f"{final}: the file from before could not be put back ({error})", RuntimeWarning, stacklevel=2
-        )
+        warnings.warn(f"{final}: the file from before could not be put back ({error})", RuntimeWarning, stacklevel=2)
 
 
 def _remove_stale(target: Target, names: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ SHIPPED = {"starter": "starter/weights/starter.safetensors"}  # name -> file ins
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a shot gets where it does not say. size: (width, height); shift: of the schedule, see `sampling.schedules`."""
+    """What a shot gets where it does not say. size: (width, height); shift: see `sampling.schedules`."""
 
     size: tuple[int, int]
     frames: int
@@ -111,7 +111,7 @@ def bundle_path(model: str | Path) -> Path:
 
 
 def read_card(path: Path) -> Card:
-    """The card of a bundle, without its weights. Raises ShotError for a file that is missing, corrupt or not a bundle."""
+    """The card of a bundle, without its weights. Raises ShotError for a missing, corrupt or other file."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -143,6 +143,7 @@ def write_bundle(path: Path, card: Card, parts: Mapping[str, Mapping[str, Tensor
     tensors = {f"{part}.{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, temporary, metadata={METADATA_KEY: card.to_json()})
+    temporary.chmod(0o644)  # safetensors makes files that only their owner reads; a model is for everyone
     os.replace(temporary, path)
 
 

@@ -148,9 +148,7 @@ _VAE21: Pairs = (
             *(
                 (f"decoder.upsamples.{stage * (_UP + 1) + index}", f"decoder.up_blocks.{stage}.{theirs}")
                 for stage in _STAGES
-                for index, theirs in enumerate(
-                    (*(f"resnets.{block}" for block in range(_UP)), "upsamplers.0")
-                )
+                for index, theirs in enumerate((*(f"resnets.{block}" for block in range(_UP)), "upsamplers.0"))
             ),
         ),
         _RESIDUAL,
@@ -221,9 +219,7 @@ def _read_shards(index: Path, device: str) -> dict[str, Tensor]:
     for shard in shards:
         state |= _read_safetensors(index.parent / shard, device)
     if missing := sorted(files.keys() - state.keys()):
-        raise ShotError(
-            f"model: {index} promises {missing[0]!r}, but no shard has it; download the model again"
-        )
+        raise ShotError(f"model: {index} promises {missing[0]!r}, but no shard has it; download the model again")
     return state
 
 
@@ -258,12 +254,8 @@ def detect_layout(keys: Iterable[str]) -> Layout:
         return found[0]
     if not found:
         some = f"it starts with {min(bare)!r}" if bare else "it is empty"
-        raise ShotError(
-            f"model: no Wan transformer, Wan VAE, UMT5 or CLIP is in this file ({some}); choose another"
-        )
-    raise ShotError(
-        f"model: the file holds {' and '.join(layout.part for layout in found)}; one part is allowed here"
-    )
+        raise ShotError(f"model: no Wan transformer, Wan VAE, UMT5 or CLIP is in this file ({some}); choose another")
+    raise ShotError(f"model: the file holds {' and '.join(layout.part for layout in found)}; one part is allowed here")
 
 
 def split_parts(keys: Iterable[str]) -> dict[Part, dict[str, str]]:

@@ -39,9 +39,7 @@ class ClipVisionConfig:
         if self.dim % self.heads:
             raise ValueError(f"heads: {self.heads} do not divide dim {self.dim}; a divisor is allowed")
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"patch_size: {self.patch_size} does not divide {self.image_size}; a divisor is allowed"
-            )
+            raise ValueError(f"patch_size: {self.patch_size} does not divide {self.image_size}; a divisor is allowed")
         if self.layers < 2:
             raise ValueError(f"layers: got {self.layers}; 2 or more are allowed, the last but one is read")
 

@@ -18,7 +18,8 @@ def rope_table(
     dims: channels that rotate with each axis (even). Each axis has its own dim in the exponent. All is computed in
     float64, per axis, and rounded once: float32 angles of far positions are off by more than the attention forgives.
     """
-    cosines, sines = [], []
+    cosines: list[Tensor] = []
+    sines: list[Tensor] = []
     for axis, (length, dim) in enumerate(zip(grid, dims, strict=True)):
         rates = THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         angles = torch.outer(torch.arange(length, dtype=torch.float64), rates)  # [length, dim / 2]

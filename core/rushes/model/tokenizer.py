@@ -102,9 +102,7 @@ class UnigramTokenizer:
     truncate: cut a text of more than max_tokens, as Wan does; without it such a text raises ShotError.
     """
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, max_tokens: int = MAX_TOKENS, truncate: bool = False
-    ) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, max_tokens: int = MAX_TOKENS, truncate: bool = False) -> None:
         self.max_tokens = max_tokens
         self.truncate = truncate
         self._backend = backend
@@ -112,9 +110,7 @@ class UnigramTokenizer:
         self._backend.no_truncation()
 
     @classmethod
-    def from_file(
-        cls, path: str | Path, max_tokens: int = MAX_TOKENS, truncate: bool = False
-    ) -> UnigramTokenizer:
+    def from_file(cls, path: str | Path, max_tokens: int = MAX_TOKENS, truncate: bool = False) -> UnigramTokenizer:
         """Read a tokenizer.json. Raises ShotError for a missing or foreign file."""
         import tokenizers
 
@@ -127,17 +123,13 @@ class UnigramTokenizer:
         return cls(backend, max_tokens, truncate)
 
     @classmethod
-    def from_sentencepiece(
-        cls, model: bytes, max_tokens: int = MAX_TOKENS, truncate: bool = False
-    ) -> UnigramTokenizer:
+    def from_sentencepiece(cls, model: bytes, max_tokens: int = MAX_TOKENS, truncate: bool = False) -> UnigramTokenizer:
         """Read a sentencepiece model, as `bytes(state["spiece_model"].numpy())`. ShotError if it is none."""
         try:
             backend = _unigram_backend(model)
         except (ValueError, TypeError, LookupError) as error:
             reason = str(error) if type(error) is ValueError else "it is broken off or of another kind"
-            raise ShotError(
-                f"model: its spiece_model is unusable ({reason}); a unigram model is allowed"
-            ) from error
+            raise ShotError(f"model: its spiece_model is unusable ({reason}); a unigram model is allowed") from error
         return cls(backend, max_tokens, truncate)
 
     def encode(self, text: str) -> tuple[list[int], list[str]]:
@@ -145,9 +137,7 @@ class UnigramTokenizer:
         text = clean_prompt(text)
         encoding = self._backend.encode(text, add_special_tokens=False)
         spans = zip(encoding.ids, encoding.offsets, strict=True)
-        unknown = dict.fromkeys(
-            text[start:end].strip() for token, (start, end) in spans if token == UNKNOWN_ID
-        )
+        unknown = dict.fromkeys(text[start:end].strip() for token, (start, end) in spans if token == UNKNOWN_ID)
         return _finish(encoding.ids, self.max_tokens, self.truncate), [word for word in unknown if word]
 
 

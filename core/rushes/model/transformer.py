@@ -42,6 +42,8 @@ class Context:
 
 
 class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32; the answer stays float32, so that what follows rounds only once."""
+
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -50,8 +52,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # one pass, where a mean of squares takes two
-        unit = (wide * torch.rsqrt(length.square() / x.shape[-1] + self.eps)).to(x.dtype)
-        return (unit * self.weight).to(x.dtype)  # under autocast the gain is float32 and x is not
+        return wide * torch.rsqrt(length.square() / x.shape[-1] + self.eps) * self.weight.float()
 
 
 class Attention(nn.Module):
@@ -73,9 +74,9 @@ class Attention(nn.Module):
 
 class SelfAttention(Attention):
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
-        q = rotate(self.split(self.norm_q(self.q(x))), rope).transpose(1, 2)  # [B, heads, L, head_dim]
-        k = rotate(self.split(self.norm_k(self.k(x))), rope).transpose(1, 2)
-        v = self.split(self.v(x)).transpose(1, 2)
+        v = self.split(self.v(x)).transpose(1, 2)  # [B, heads, L, head_dim]
+        q = rotate(self.split(self.norm_q(self.q(x))), rope).to(v.dtype).transpose(1, 2)
+        k = rotate(self.split(self.norm_k(self.k(x))), rope).to(v.dtype).transpose(1, 2)
         return self.o(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -90,20 +91,25 @@ class CrossAttention(Attention):
             self.norm_k_img = RMSNorm(dim, eps)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        q = self.split(self.norm_q(self.q(x))).transpose(1, 2)  # [B, heads, L, head_dim]
-        out = sum(attention(q, k, v) for k, v in self._keys_values(context))
+        pairs = self._keys_values(context)
+        q = self.split(self.norm_q(self.q(x)).to(pairs[0][0].dtype)).transpose(1, 2)  # [B, heads, L, head_dim]
+        out = sum(attention(q, k, v) for k, v in pairs)
         assert isinstance(out, Tensor)
         return self.o(out.transpose(1, 2).flatten(2))
 
     def _keys_values(self, context: Context) -> list[KeyValue]:
         if context.cache is not None and self in context.cache:
             return context.cache[self]
-        text = context.text
-        found = [(self.split(self.norm_k(self.k(text))), self.split(self.v(text)))]
+        found = [(self.norm_k(self.k(context.text)), self.v(context.text))]
         if context.image is not None:
-            image = context.image
-            found.append((self.split(self.norm_k_img(self.k_img(image))), self.split(self.v_img(image))))
-        pairs = [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in found]  # [B, heads, tokens, head_dim]
+            found.append((self.norm_k_img(self.k_img(context.image)), self.v_img(context.image)))
+        pairs = [
+            (
+                self.split(k.to(v.dtype)).transpose(1, 2),
+                self.split(v).transpose(1, 2),
+            )  # [B, heads, tokens, head_dim]
+            for k, v in found
+        ]
         if context.cache is not None:
             context.cache[self] = pairs
         return pairs
@@ -123,7 +129,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor, rope: Rope, context: Context) -> Tensor:
-        """x [B, L, dim]; time [B, n, 6, dim] with n = 1, latent frames or L. Order of the six: shift, scale, gate, twice."""
+        """x [B, L, dim]; time [B, n, 6, dim], n = 1, latent frames or L. The six: shift, scale, gate, twice."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation[:, None] + time.float()).unbind(2)
         x = gated(x, self.self_attn(modulated(x, shift, scale, self.eps), rope), gate)
         x = x + self.cross_attn(layer_norm(x, self.eps, self.norm3), context)
@@ -160,7 +166,11 @@ class ImageEmbedding(nn.Module):
         assert config.image_dim is not None
         width = config.image_dim
         self.proj = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.dim), nn.LayerNorm(config.dim)
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, config.dim),
+            nn.LayerNorm(config.dim),
         )
         if config.image_positions:
             self.emb_pos = nn.Parameter(torch.zeros(1, config.image_positions, width))
@@ -193,7 +203,7 @@ class Transformer(nn.Module):
             self.vace_blocks = nn.ModuleList(VaceBlock(config, first=i == 0) for i in range(len(config.vace_layers)))
 
     def context(self, text: Tensor, image: Tensor | None = None, cache: bool = False) -> Context:
-        """Embed text [B, <= text_len, text_dim] (zero-padded here) and CLIP tokens [B, n, image_dim] once for all steps."""
+        """Embed text [B, <= text_len, text_dim] (zero-padded here) and CLIP tokens [B, n, image_dim] for all steps."""
         if text.shape[1] > self.config.text_len:
             raise ValueError(
                 f"text: got {text.shape[1]} tokens; at most {self.config.text_len}, the model's text_len, are allowed"
@@ -241,7 +251,7 @@ class Transformer(nn.Module):
         rates = 10_000.0 ** -(torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
         angles = timestep.double()[..., None] * rates
         wave = torch.cat((angles.cos(), angles.sin()), dim=-1)  # [B, n, freq_dim]
-        time = self.time_embedding(wave.to(self.time_embedding[0].weight.dtype))
+        time = self.time_embedding(wave.to(next(self.time_embedding.parameters()).dtype))
         return time.to(dtype), self.time_projection(time).unflatten(-1, (6, -1)).to(dtype)
 
     def _hints(
@@ -258,6 +268,7 @@ class Transformer(nn.Module):
         for latents, strength in control:
             c, _ = self._tokens(self.vace_patch_embedding, latents)
             for i, (layer, block) in enumerate(zip(self.config.vace_layers, self.vace_blocks, strict=True)):
+                assert isinstance(block, VaceBlock)
                 if on_block is not None:
                     on_block(layer)
                 if i == 0:
@@ -273,17 +284,17 @@ class Transformer(nn.Module):
         return x.reshape(x.shape[0], -1, T, H * p, W * p)
 
 
-def layer_norm(x: Tensor, eps: float, affine: nn.LayerNorm | None = None) -> Tensor:
+def layer_norm(x: Tensor, eps: float, affine: nn.LayerNorm) -> Tensor:
     """Layer norm in float32, whatever the type of x."""
-    weight, bias = (None, None) if affine is None else (affine.weight.float(), affine.bias.float())
-    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
+    normed = F.layer_norm(x.float(), x.shape[-1:], affine.weight.float(), affine.bias.float(), eps)
+    return normed.to(working_dtype(x))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """Adaptive layer norm: LN(x) (1 + scale) + shift, with shift and scale [B, n, dim] shared by L / n tokens each."""
     B, L, D = x.shape
     normed = F.layer_norm(x.float(), (D,), eps=eps).view(B, shift.shape[1], -1, D)
-    return torch.addcmul(shift[:, :, None], normed, 1 + scale[:, :, None]).view(B, L, D).to(x.dtype)
+    return torch.addcmul(shift[:, :, None], normed, 1 + scale[:, :, None]).view(B, L, D).to(working_dtype(x))
 
 
 def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
@@ -292,3 +303,9 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     groups = (B, gate.shape[1], -1, D)
     total = torch.addcmul(x.float().view(groups), update.float().view(groups), gate[:, :, None])
     return total.view(B, L, D).to(x.dtype)
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """What the matrices will work in: autocast's type where it is on, lest q, k and v each convert their input."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

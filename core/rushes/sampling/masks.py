@@ -66,9 +66,7 @@ def vace_mask(mask: Tensor) -> Tensor:
     (torch's "nearest-exact": floor((t + 1/2) F / T)). Raises ValueError for other shapes.
     """
     if mask.ndim != 5 or mask.shape[:2] != (1, 1) or mask.shape[3] % SPACE or mask.shape[4] % SPACE:
-        raise ValueError(
-            f"mask: got {list(mask.shape)}; [1, 1, F, H, W] with H and W multiples of {SPACE} is allowed"
-        )
+        raise ValueError(f"mask: got {list(mask.shape)}; [1, 1, F, H, W] with H and W multiples of {SPACE} is allowed")
     frames, height, width = mask.shape[2], mask.shape[3] // SPACE, mask.shape[4] // SPACE
     latent_frames = (frames + TIME - 1) // TIME
     middles = [(2 * t + 1) * frames // (2 * latent_frames) for t in range(latent_frames)]
@@ -77,9 +75,7 @@ def vace_mask(mask: Tensor) -> Tensor:
     return blocks.permute(2, 4, 0, 1, 3).reshape(1, SPACE * SPACE, latent_frames, height, width)
 
 
-def vace_condition(
-    inactive: Tensor, reactive: Tensor, mask: Tensor, references: Sequence[Tensor] = ()
-) -> Tensor:
+def vace_condition(inactive: Tensor, reactive: Tensor, mask: Tensor, references: Sequence[Tensor] = ()) -> Tensor:
     """What Wan VACE's own blocks read: [inactive 16 | reactive 16 | mask 64], references first in time.
 
     inactive, reactive: the encoded halves of `vace_split`, [1, 16, T, h, w]; mask: from `vace_mask`;

@@ -184,9 +184,7 @@ def caption(scene: Scene, seed: int) -> str:
     return _join(comma, camera, sentence) if dice.random() < 0.25 else _join(comma, sentence, camera)
 
 
-def _tags(
-    scene: Scene, subject: str, motion: str, camera: str, keeps: dict[str, bool], dice: random.Random
-) -> str:
+def _tags(scene: Scene, subject: str, motion: str, camera: str, keeps: dict[str, bool], dice: random.Random) -> str:
     """A list of key words, as many people write prompts."""
     subject = re.sub(r"\b(a|an|the) ", "", subject)
     if motion and not motion.startswith("does"):

@@ -13,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from rushes.starter.train.run import Options
 
+VAE_SHARE = 0.3  # of the working time; the latents' own time is extra
+
 
 @click.group()
 def train() -> None:
@@ -76,3 +78,16 @@ def model(folder: Path, minutes: float, batch: int, **rest: Any) -> None:
     options = _options(folder, minutes, batch, rest)
     launch(options, train_model)
     pack(folder, folder / "starter.safetensors")
+
+
+@train.command(name="all")
+@_run_options
+@click.option("--minutes", default=180.0, show_default=True, help="Working time in all, shared out to the stages.")
+@click.option("--clips", default=6_000, show_default=True, type=click.IntRange(1))
+@click.option("--batch", default=4, show_default=True, help="Crops or clips per process and step.")
+@click.pass_context
+def everything(ctx: click.Context, minutes: float, clips: int, batch: int, **rest: Any) -> None:
+    """All stages in order. The same command resumes where it stopped."""
+    ctx.invoke(vae, minutes=minutes * VAE_SHARE, batch=batch, **rest)
+    ctx.invoke(world, clips=clips, **rest)
+    ctx.invoke(model, minutes=minutes * (1 - VAE_SHARE), batch=batch, **rest)

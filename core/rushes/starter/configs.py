@@ -10,7 +10,7 @@ from rushes.model.text import TextConfig
 LATENT_CHANNELS = 16
 TEXT_LEN = 40  # tokens; the longest caption of the world has fewer
 
-# Wan 2.2's VAE with one halving less: 8 x 8 pixels and 4 frames to a latent cell. The statistics are measured after training.
+# Wan 2.2's VAE with one halving less: 8 x 8 pixels and 4 frames to a latent cell. Statistics are measured later.
 VAE = VAEConfig(
     latent_channels=LATENT_CHANNELS,
     encoder_dim=32,
@@ -29,6 +29,4 @@ def text_config(vocab_size: int) -> TextConfig:
     return TextConfig(vocab_size=vocab_size, dim=128, heads=4, layers=2, ffn_dim=256, head_dim=32)
 
 
-TRANSFORMER = TransformerConfig(
-    dim=256, heads=4, layers=8, ffn_dim=1024, text_dim=128, text_len=TEXT_LEN, freq_dim=256
-)
+TRANSFORMER = TransformerConfig(dim=256, heads=4, layers=6, ffn_dim=1024, text_dim=128, text_len=TEXT_LEN, freq_dim=256)

@@ -134,9 +134,7 @@ def _background(
             continue
         steps = 1 if still else count
         every = [scenes[k] for k in chosen for _ in range(steps)]
-        part = make_view(
-            every, [first + n for _ in chosen for n in range(steps)], view.width, view.height, view.device
-        )
+        part = make_view(every, [first + n for _ in chosen for n in range(steps)], view.width, view.height, view.device)
         picture = torch.empty(len(every), 3, view.height, view.width, device=view.device)
         far = None if distance is None else torch.full_like(picture[:, 0], FAR)
         _scenery(picture, far, part)

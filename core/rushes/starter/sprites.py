@@ -41,9 +41,7 @@ class Spot:
         return (0.5 - distance * self.pixels).clamp(0.0, 1.0)
 
 
-def _box(
-    x: Tensor, y: Tensor, half_width: float | Tensor, half_height: float, round_by: float = 0.0
-) -> Tensor:
+def _box(x: Tensor, y: Tensor, half_width: float | Tensor, half_height: float, round_by: float = 0.0) -> Tensor:
     dx, dy = x.abs() - (half_width - round_by), y.abs() - (half_height - round_by)
     outside = torch.sqrt(dx.clamp_min(0.0) ** 2 + dy.clamp_min(0.0) ** 2)
     return outside + torch.maximum(dx, dy).clamp_max(0.0) - round_by
@@ -98,13 +96,9 @@ def paint_cube(spot: Spot) -> tuple[Tensor, Tensor]:
     slant = ((y - top) / roof).clamp(0.0, 1.0)
     in_front = torch.maximum(fx.abs() - front, (y - 0.5 * top).abs() - 0.5 * top)
     edge_left, edge_right = -0.47 + lean * slant - x, x - (2.0 * front - 0.47 + lean * slant)
-    in_roof = torch.maximum(
-        torch.maximum(edge_left, edge_right) * 0.8, (y - top - 0.5 * roof).abs() - 0.5 * roof
-    )
+    in_roof = torch.maximum(torch.maximum(edge_left, edge_right) * 0.8, (y - top - 0.5 * roof).abs() - 0.5 * roof)
     low, high = roof * step - y, y - top - roof * step
-    in_side = torch.maximum(
-        torch.maximum(low, high) * 0.75, (x - (2 * front - 0.47) - 0.5 * lean).abs() - 0.5 * lean
-    )
+    in_side = torch.maximum(torch.maximum(low, high) * 0.75, (x - (2 * front - 0.47) - 0.5 * lean).abs() - 0.5 * lean)
     whole = torch.minimum(torch.minimum(in_front, in_roof), in_side)
     tone = torch.full_like(x, 0.86)
     tone = torch.lerp(tone, torch.full_like(x, 1.12), spot.cover(in_roof))
@@ -170,9 +164,7 @@ def _car_end(spot: Spot) -> tuple[Tensor, Tensor]:
     wheels = _box(x.abs() - 0.45, y - 0.14, 0.13, 0.14, 0.05)
     glass = _wedge(x, y, 0.64, 0.91, 0.42, 0.34)
     front = spot.facing == "front"
-    lamps = (
-        _disc(x.abs() - 0.42, y - 0.44, 0.10) if front else _box(x.abs() - 0.44, y - 0.46, 0.12, 0.07, 0.03)
-    )
+    lamps = _disc(x.abs() - 0.42, y - 0.44, 0.10) if front else _box(x.abs() - 0.44, y - 0.46, 0.12, 0.07, 0.03)
     tone = 0.72 + 0.36 * soft_step((y - 0.2) / 0.6)
     rgb = _lit(spot.base, tone)
     rgb = _over(rgb, spot.tint(GLASS if front else (0.25, 0.34, 0.42)), spot.cover(glass))

@@ -62,9 +62,7 @@ class View:
 COLUMNS = ("x", "y", "z", "sin", "cos", "focal", "horizon", "time")
 
 
-def make_view(
-    scenes: list[Scene], frames: Sequence[float], width: int, height: int, device: torch.device
-) -> View:
+def make_view(scenes: list[Scene], frames: Sequence[float], width: int, height: int, device: torch.device) -> View:
     """Frame `frames[i]` of `scenes[i]`, for each i."""
 
     cameras = [camera_at(scene, frame) for scene, frame in zip(scenes, frames, strict=True)]
@@ -76,9 +74,7 @@ def make_view(
     values = torch.tensor(rows, dtype=torch.float32, device=device)  # [M, 8]
     u = (torch.arange(width, dtype=torch.float32, device=device) + 0.5 - width / 2) / height
     v = (torch.arange(height, dtype=torch.float32, device=device) + 0.5 - height / 2) / height
-    return View(
-        scenes, cameras, times, width, height, device, values, u.view(1, 1, width), v.view(1, height, 1)
-    )
+    return View(scenes, cameras, times, width, height, device, values, u.view(1, 1, width), v.view(1, height, 1))
 
 
 def soft_step(x: Tensor) -> Tensor:

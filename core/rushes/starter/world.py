@@ -56,9 +56,7 @@ class HeldOut:
 def held_out() -> HeldOut:
     """The combinations in held_out.json."""
     values = json.loads(files("rushes.starter").joinpath("held_out.json").read_text())
-    color_kind, setting_time = (
-        frozenset((a, b) for a, b in values[k]) for k in ("color_kind", "setting_time")
-    )
+    color_kind, setting_time = (frozenset((a, b) for a, b in values[k]) for k in ("color_kind", "setting_time"))
     return HeldOut(color_kind, setting_time)
 
 
@@ -208,9 +206,7 @@ def _place(plain: Scene, r: list[float], calm: float) -> Scene:
     )  # fmt: skip
 
 
-def _camera_rates(
-    plain: Scene, part: float, duration: float, calm: float
-) -> tuple[float, float, float, float]:
+def _camera_rates(plain: Scene, part: float, duration: float, calm: float) -> tuple[float, float, float, float]:
     """Rate, zoom rate, turn and tilt at frame 0; the middle of a move is the straight view ahead."""
     camera = plain.camera
     if camera in ("pan_left", "pan_right"):

@@ -21,15 +21,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rushes.starter.scene import ATTRIBUTES, Scene
+from rushes.starter.scene import ATTRIBUTES, CAMERAS, MOTIONS, Scene
 from rushes.starter.train.run import Average, Clock, Log, Means, Team, rate
 from rushes.starter.world import render, sample_scenes
 
 VERSION = "1"
 SEEN = 9  # frames of a clip that the judge sees, evenly spaced
 SIZE = (128, 80)
-LOOKS = (1, 4, 7)  # of those, the frames in which it looks at shapes and colours
-REACH = (3, 2)  # cells of 4 pixels to the right and down over which one frame is compared with the next
+LOOKS = (2, 6)  # of those, the frames in which it looks at shapes and colours
+APART = 2  # frames that are compared with each other
+GRID = (10, 16)  # rows and columns of the cells of 8 pixels that are compared
+REACH = (2, 3)  # over so many rows and columns
 HEADS = {**{name: len(classes) for name, classes in ATTRIBUTES.items()}, "present": 2}
 ABSENT, FROZEN = 0.06, 0.08  # shares of training clips without a subject, and of one frame held still
 POOL = 1200
@@ -45,11 +47,17 @@ BACKWARDS = {
 MIRRORED = {"left": "right", "pan_left": "pan_right"}
 
 
-def _both_ways(pairs: dict[str, str], attribute: str) -> list[int]:
-    """For each class of an attribute the class it turns into."""
+STILL, STATIC = MOTIONS.index("still"), CAMERAS.index("static")
+
+
+def _turned(labels: dict[str, int], pairs: dict[str, str]) -> dict[str, int]:
+    """Labels of a clip that is shown backwards or mirrored; -1, not asked, stays."""
     swap = {**pairs, **{b: a for a, b in pairs.items()}}
-    classes = ATTRIBUTES[attribute]
-    return [classes.index(swap.get(name, name)) for name in classes]
+    turned = {}
+    for name, classes in (("motion", MOTIONS), ("camera", CAMERAS)):
+        if (label := labels[name]) >= 0:
+            turned[name] = classes.index(swap.get(classes[label], classes[label]))
+    return {**labels, **turned}
 
 
 class Judge(nn.Module):
@@ -57,36 +65,40 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_block(3, 24, 5, 2), _block(24, 32, 3, 2))
-        self.look = nn.Sequential(_block(32, 64), _block(64, 64))
+        # No normalisation anywhere: it would hide how bright and how coloured a picture is, which is asked
+        self.near = nn.Sequential(_block(3, 24, 5, 2), _block(24, 48, 3, 2), _block(48, 64))
         self.mask = nn.Conv2d(64, 1, 1)
         self.deep = nn.Sequential(_block(64, 96, 3, 2), _block(96, 128))
-        self.wide = nn.Sequential(_block(128, 128, 3, 2), nn.Flatten())
+        self.wide = _block(128, 128, 3, 2)
         self.thing = _head(64 + 128, ("kind", "color"))
-        self.place = _head(2 * 128, ("time", "setting"))
+        self.place = _head(128 + 128 + 3 * 40, ("time", "setting"))
         self.present = nn.Linear(64 + 128 + 1, 2)
-        self.compared = nn.Conv2d(32, 8, 1)
-        cells = (2 * REACH[0] + 1) * (2 * REACH[1] + 1)
-        self.pair = _block(cells + 32, 48, 3, 2)
-        self.flow = nn.Sequential(_block3(48 + 2, 64, (2, 2, 2)), _block3(64, 96, (1, 1, 1)))
+        self.cells = nn.Sequential(_block(3, 24, 8, 4), _block(24, 48, 3, 2))
+        self.compared = nn.Conv2d(48, 16, 1)
+        self.register_buffer("around", _neighbours(), persistent=False)
+        self.flow = nn.Sequential(_block3(48 + self.around.shape[1] + 2, 64, (1, 1, 1)), _block3(64, 96, (2, 2, 2)))
         self.move = _head(2 * 96 * 4, ("motion", "camera"))
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
-        B = clips.shape[0]
-        f = self.stem(((clips - 0.5) * 4).flatten(0, 1)).unflatten(0, (B, SEEN))  # [B, 9, 32, 20, 32]
-        return {**self._shown(f[:, list(LOOKS)]), **self._moves(f)}
+        clips = (clips - 0.5) * 3
+        return {**self._shown(clips[:, list(LOOKS)]), **self._moves(clips)}
 
-    def _shown(self, f: Tensor) -> dict[str, Tensor]:
-        B, n = f.shape[:2]
-        near = self.look(f.flatten(0, 1))  # [B n, 64, 20, 32]
+    def _shown(self, looks: Tensor) -> dict[str, Tensor]:
+        B, n = looks.shape[:2]
+        looks = looks.flatten(0, 1)
+        near = self.near(looks)  # [B n, 64, 20, 32]
         mask = self.mask(near)  # [B n, 1, 20, 32]
         deep = self.deep(near)  # [B n, 128, 10, 16]
         weight = torch.sigmoid(mask.float())
-        coarse = F.avg_pool2d(weight, 2)
         # The subject's features, seen through the mask that the renderer taught
-        thing = torch.cat((_weighted(near, weight), _weighted(deep, coarse)), dim=1).unflatten(0, (B, n)).mean(1)
-        last = self.wide[0](deep)  # [B n, 128, 5, 8]
-        place = torch.cat((last.mean((2, 3)), last.amax((2, 3))), dim=1).unflatten(0, (B, n)).mean(1)
+        thing = torch.cat((_weighted(near, weight), _weighted(deep, F.avg_pool2d(weight, 2))), dim=1)
+        wide = self.wide(deep)  # [B n, 128, 5, 8]
+        tones = F.adaptive_avg_pool2d(looks, (5, 8)).flatten(1)
+        place = torch.cat((wide.mean((2, 3)), wide.amax((2, 3)), tones), dim=1)
+        thing, place = (x.unflatten(0, (B, n)).mean(1) for x in (thing, place))
         largest = mask.amax((2, 3)).unflatten(0, (B, n)).mean(1)
         return {
             **{name: head(thing) for name, head in self.thing.items()},
@@ -95,25 +107,28 @@ class Judge(nn.Module):
             "mask": mask.unflatten(0, (B, n))[:, :, 0],
         }
 
-    def _moves(self, f: Tensor) -> dict[str, Tensor]:
-        B = f.shape[0]
-        keys = self.compared(f.flatten(0, 1)).unflatten(0, (B, SEEN))
-        now, later = keys[:, :-1].flatten(0, 1), keys[:, 1:].flatten(0, 1)
-        pairs = torch.cat((_compare(now, later), f[:, 1:].flatten(0, 1)), dim=1)
-        flow = self.pair(pairs).unflatten(0, (B, SEEN - 1)).transpose(1, 2)  # [B, 48, 8, 10, 16]
+    def _moves(self, clips: Tensor) -> dict[str, Tensor]:
+        B, n = clips.shape[:2]
+        cells = self.cells(clips.flatten(0, 1))
+        keys = F.normalize(self.compared(cells).float(), dim=1).flatten(2).unflatten(0, (B, n))  # [B, 9, 16, cells]
+        cells = cells.unflatten(0, (B, n))  # [B, 9, 48, 10, 16]
+        every = keys[:, :-APART].transpose(2, 3) @ keys[:, APART:]  # [B, 7, cells, cells]
+        every = F.pad(every, (0, 1))  # the last column stands for cells outside the frame
+        alike = every.gather(3, self.around.expand(B, n - APART, -1, -1))  # [B, 7, cells, 35]
+        alike = 4 * alike.transpose(2, 3).unflatten(3, GRID)
+        flow = torch.cat((cells[:, APART:], alike.to(cells.dtype)), dim=2).transpose(1, 2)  # [B, 83, 7, 10, 16]
         flow = self.flow(torch.cat((flow, _places(flow)), dim=1))  # [B, 96, 4, 5, 8]
         pooled = torch.cat((flow.mean((3, 4)), flow.amax((3, 4))), dim=1).flatten(1)
         return {name: head(pooled) for name, head in self.move.items()}
 
 
 def _block(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(8, channels_out), nn.ReLU())
+    padding = (kernel - stride + 1) // 2 if kernel % 2 == 0 else kernel // 2
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, kernel, stride, padding), nn.ReLU())
 
 
 def _block3(channels_in: int, channels_out: int, stride: tuple[int, int, int]) -> nn.Sequential:
-    conv = nn.Conv3d(channels_in, channels_out, 3, stride, 1, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(8, channels_out), nn.ReLU())
+    return nn.Sequential(nn.Conv3d(channels_in, channels_out, 3, stride, 1), nn.ReLU())
 
 
 def _head(width: int, names: Sequence[str]) -> nn.ModuleDict:
@@ -126,17 +141,18 @@ def _weighted(x: Tensor, weight: Tensor) -> Tensor:
     return (x * weight).sum((2, 3)) / (weight.sum((2, 3)) + 0.5)
 
 
-def _compare(now: Tensor, later: Tensor) -> Tensor:
-    """How alike each cell is to the cells around it in the next frame (as in optical flow, arXiv:1504.06852)."""
-    height, width = now.shape[2:]
-    right, down = REACH
-    around = F.pad(later, (right, right, down, down))
-    alike = [
-        (now * around[:, :, y : y + height, x : x + width]).sum(1)
-        for y in range(2 * down + 1)
-        for x in range(2 * right + 1)
-    ]
-    return torch.stack(alike, dim=1) / now.shape[1] ** 0.5
+def _neighbours() -> Tensor:
+    """Which cells lie within REACH of each cell, int64 [cells, 35]; the number of cells stands for none.
+
+    How alike a cell is to those around it in a later frame tells where it went (as in FlowNet, arXiv:1504.06852).
+    """
+    rows, columns = GRID
+    y, x = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+    down = torch.arange(-REACH[0], REACH[0] + 1).repeat_interleave(2 * REACH[1] + 1)
+    right = torch.arange(-REACH[1], REACH[1] + 1).repeat(2 * REACH[0] + 1)
+    at_y, at_x = y[:, None] + down, x[:, None] + right
+    inside = (at_y >= 0) & (at_y < rows) & (at_x >= 0) & (at_x < columns)
+    return torch.where(inside, at_y * columns + at_x, rows * columns)
 
 
 def _places(like: Tensor) -> Tensor:
@@ -239,44 +255,45 @@ class Practice:
 
     def draw(self, count: int) -> Sample:
         """A batch with backward, mirrored and held clips in it, and with worn pictures."""
-        picks = torch.randint(len(self._frames), (count,), generator=self._dice).tolist()
-        clips = torch.stack([self._frames[i] for i in picks]).to(self._device).permute(0, 1, 4, 2, 3).float() / 255
-        mask = torch.stack([self._masks[i] for i in picks]).to(self._device)
-        labels = {name: torch.tensor([self._labels[i][name] for i in picks]) for name in HEADS}
-        backward, mirror = (torch.rand(count, generator=self._dice) < 0.5 for _ in range(2))
-        held = torch.rand(count, generator=self._dice) < FROZEN
-        clips[backward], mask[backward] = clips[backward].flip(1), mask[backward].flip(1)
-        clips[mirror], mask[mirror] = clips[mirror].flip(-1), mask[mirror].flip(-1)
-        for change, pairs in ((backward, BACKWARDS), (mirror, MIRRORED)):
-            for name in ("motion", "camera"):
-                table = torch.tensor([*_both_ways(pairs, name), -1])  # the last stands for -1
-                labels[name] = torch.where(change, table[labels[name]], labels[name])
-        for row in held.nonzero()[:, 0].tolist():
+        rows = [self._one(self._number(len(self._frames))) for _ in range(count)]
+        clips = torch.stack([frames for frames, _, _ in rows]).to(self._device).permute(0, 1, 4, 2, 3)
+        mask = torch.stack([mask for _, mask, _ in rows]).to(self._device)
+        labels = {name: torch.tensor([kept[name] for _, _, kept in rows], device=self._device) for name in HEADS}
+        return Sample(wear(clips.float().div_(255), self._dice), mask, labels)
+
+    def _one(self, pick: int) -> tuple[Tensor, Tensor, dict[str, int]]:
+        frames, mask, labels = self._frames[pick], self._masks[pick], dict(self._labels[pick])
+        if self._number(2):
+            frames, mask, labels = frames.flip(0), mask.flip(0), _turned(labels, BACKWARDS)
+        if self._number(2):
+            frames, mask, labels = frames.flip(2), mask.flip(2), _turned(labels, MIRRORED)
+        if float(torch.rand((), generator=self._dice)) < FROZEN:
             look = self._number(len(LOOKS))
-            clips[row], mask[row] = clips[row, LOOKS[look]].clone(), mask[row, look].clone()
-        labels["motion"] = labels["motion"].masked_fill(held & (labels["motion"] >= 0), 0)
-        labels["camera"] = labels["camera"].masked_fill(held, 0)
-        device_labels = {name: value.to(self._device) for name, value in labels.items()}
-        return Sample(wear(clips, self._dice), mask, device_labels)
+            frames, mask = frames[LOOKS[look]].expand_as(frames), mask[look].expand_as(mask)
+            labels = {**labels, "motion": min(labels["motion"], STILL), "camera": STATIC}
+        return frames, mask, labels
 
 
 def wear(clips: Tensor, dice: torch.Generator) -> Tensor:
-    """Tint, blur and noise, different for each clip [B, T, 3, H, W]; half of the clips stay sharp."""
-    B, T = clips.shape[:2]
-    random = torch.rand(B, 8, generator=dice).to(clips.device)
-    gain = 1 + 0.12 * (random[:, :3] - 0.5)
-    lift = 0.06 * (random[:, 3:4] - 0.5)
-    clips = clips * gain[:, None, :, None, None] + lift[:, None, :, None, None]
-    sigma = torch.where(random[:, 4] < 0.5, 1.8 * random[:, 5], 0.0) + 1e-3  # pixels
-    x = torch.arange(-4, 5, device=clips.device)
-    kernel = torch.softmax(-0.5 * (x / sigma[:, None]) ** 2, dim=1)  # [B, 9]
-    flat = clips.permute(1, 2, 0, 3, 4).flatten(0, 1)  # [T 3, B, H, W]: one kernel per clip
-    flat = F.conv2d(F.pad(flat, (4, 4, 0, 0), mode="replicate"), kernel[:, None, None, :], groups=B)
-    flat = F.conv2d(F.pad(flat, (0, 0, 4, 4), mode="replicate"), kernel[:, None, :, None], groups=B)
-    clips = flat.unflatten(0, (T, 3)).permute(2, 0, 1, 3, 4)
-    strength = torch.where(random[:, 6] < 0.5, 0.04 * random[:, 7], 0.0)
-    noise = torch.randn(clips.shape, generator=dice).to(clips.device)
-    return (clips + strength[:, None, None, None, None] * noise).clamp(0, 1)
+    """Tint, blur and noise, different for each clip [B, T, 3, H, W]; half of the clips stay sharp, half free of noise."""
+    random = torch.rand(len(clips), 8, generator=dice)
+    gain, lift = 1 + 0.12 * (random[:, :3] - 0.5), 0.06 * (random[:, 3:4] - 0.5)
+    clips = clips * gain[:, None, :, None, None].to(clips.device) + lift[:, None, :, None, None].to(clips.device)
+    for row, (blurs, width, noises, strength) in enumerate(random[:, 4:].tolist()):
+        if blurs < 0.5:
+            clips[row] = _blurred(clips[row], 0.2 + 1.6 * width)
+        if noises < 0.5:
+            noise = torch.randn(clips.shape[1:], generator=dice).to(clips.device)
+            clips[row] += 0.04 * strength * noise
+    return clips.clamp_(0, 1)
+
+
+def _blurred(frames: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of frames [T, 3, H, W]; sigma in pixels."""
+    x = torch.arange(-4, 5, device=frames.device)
+    kernel = torch.softmax(-0.5 * (x / sigma) ** 2, dim=0)
+    flat = F.pad(frames.flatten(0, 1)[:, None], (4, 4, 4, 4), mode="replicate")
+    return F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, 9)), kernel.view(1, 1, 9, 1)).view_as(frames)
 
 
 def losses(judge: Judge, sample: Sample) -> dict[str, Tensor]:

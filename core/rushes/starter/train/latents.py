@@ -24,15 +24,14 @@ FRAMES = 33  # latents of its first 17 frames are those of a 17-frame clip, sinc
 LENGTHS = (5, 9)  # latent frames of the clips that the transformer trains on
 SHARD = 128
 AT_ONCE = 8
-HOLD = 5  # a keyframe is encoded as a still clip of this many frames; its second latent stands for the picture later on
 
 
 @dataclass
 class Latents:
     """Latents before normalisation, with what training needs beside them.
 
-    clips [N, C, 9, h, w]; holds [N, C, 2, h, w]: the clip's frames 16 and 32 as held pictures; cover [N, 9, h, w]: share of
-    each cell that the subject covers; shifts [N, 9, 3]: the camera's shift (x, y, log zoom) since frame 0.
+    clips [N, C, 9, h, w]; holds [N, C, 2, h, w]: the clip's frames 16 and 32 as held pictures; cover [N, 9, h, w]:
+    share of each cell that the subject covers; shifts [N, 9, 3]: the camera's shift (x, y, log zoom) since frame 0.
     """
 
     clips: Tensor
@@ -40,12 +39,6 @@ class Latents:
     cover: Tensor
     shifts: Tensor
     scenes: list[Scene]
-
-
-def hold_picture(vae: VideoVAE, pictures: Tensor) -> Tensor:
-    """Raw latents [B, C, 1, h, w] of pictures [B, 3, H, W] held still: how any latent frame but the first is given."""
-    still = pictures[:, :, None].expand(-1, -1, HOLD, -1, -1)
-    return vae.posterior(still.contiguous(), 1)[0][:, :, 1:]
 
 
 def make_latents(options: Options, team: Team, clips: int) -> None:
@@ -72,8 +65,9 @@ def _write_shard(path: Path, scenes: list[Scene], vae: VideoVAE, device: str) ->
         frames = rendered.frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1  # [B, 3, 33, H, W]
         with torch.autocast(device, dtype=torch.bfloat16):
             clips, _ = vae.posterior(frames, 8)
-            holds = torch.cat([hold_picture(vae, frames[:, :, 4 * (n - 1)]) for n in LENGTHS], dim=2)
-        cover = torch.nn.functional.adaptive_avg_pool2d(rendered.mask.float(), clips.shape[3:])  # [B, 33, h, w]
+            holds = torch.cat([vae.encode_keyframe(frames[:, :, 4 * (n - 1)], first=False) for n in LENGTHS], dim=2)
+        h, w = clips.shape[3:]
+        cover = torch.nn.functional.adaptive_avg_pool2d(rendered.mask.float(), (h, w))  # [B, 33, h, w]
         parts["clips"].append(clips.half().cpu())
         parts["holds"].append(holds.half().cpu())
         parts["cover"].append(cover[:, ::4].half().cpu())

@@ -2,9 +2,9 @@
 # Copyright Contributors to the Rushes project
 """Training of the starter's transformer and text encoder on latents of the world.
 
-Flow matching with a noise level per latent frame (arXiv:2407.01392, diffusion forcing, in the form of Wan 2.2's TI2V): some
-frames are given clean, at time 0, and take no part in the loss. Middle-block features must also tell where the subject
-is and how far the camera has moved; the renderer knows both, and motion is learnt sooner for it.
+Flow matching with a noise level per latent frame (arXiv:2407.01392, diffusion forcing, in the form of Wan 2.2's TI2V):
+some frames are given clean, at time 0, and take no part in the loss. Middle-block features must also tell where the
+subject is and how far the camera has moved; the renderer knows both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rushes.model.text import TextEncoder
 from rushes.model.tokenizer import WordTokenizer
-from rushes.model.transformer import Transformer
+from rushes.model.transformer import Block, Transformer
 from rushes.starter.captions import caption, vocabulary
 from rushes.starter.configs import TEXT_LEN, TRANSFORMER, text_config
 from rushes.starter.train.latents import LENGTHS, Latents, read_latents, statistics
@@ -41,7 +41,14 @@ SUBJECT_WEIGHT = 3.0
 GUIDE_WEIGHT = 0.15
 DROP = 0.12  # share of captions left out, for classifier-free guidance
 LOG_EVERY = 20.0
-GIVEN = (0.60, 0.14, 0.08, 0.08, 0.04, 0.06)  # shares: none, first, first k, first and last, last, a level per frame
+GIVEN = (
+    0.60,
+    0.14,
+    0.08,
+    0.08,
+    0.04,
+    0.06,
+)  # shares: none, first, first k, first and last, last, a level per frame
 
 
 class Starter(nn.Module):
@@ -57,6 +64,7 @@ class Starter(nn.Module):
         nn.init.zeros_(self.transformer.head.head.weight)
         nn.init.zeros_(self.transformer.head.head.bias)
         for block in self.transformer.blocks:
+            assert isinstance(block, Block)
             nn.init.zeros_(block.cross_attn.o.weight)
 
     def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -103,7 +111,10 @@ class Batches:
             "cover": cover,
             "shifts": self._shifts[picks, :T],
         }
-        return {**{name: value.to(self._device) for name, value in batch.items()}, "prompts": self._prompts(picks)}
+        return {
+            **{name: value.to(self._device) for name, value in batch.items()},
+            "prompts": self._prompts(picks),
+        }
 
     def _prompts(self, picks: Tensor) -> list[list[int]]:
         prompts = []
@@ -156,7 +167,7 @@ def train_model(options: Options, team: Team) -> None:
     torch.manual_seed(options.seed)
     words = vocabulary()
     model = Starter(words).to(options.device)
-    average = Average(model, horizon=1000)
+    average = Average(model, horizon=400)
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     optimizer = Optimizers(model, matrices, MUON_RATE, ADAM_RATE)
     clock, step, path = Clock(options.minutes * 60), 0, options.folder / "model_state.pt"

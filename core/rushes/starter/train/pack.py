@@ -79,7 +79,8 @@ def _preview(vae: VideoVAE, mean: list[float], std: list[float]) -> tuple[tuple[
     latents = vae.posterior(frames * 2 - 1, 2)[0]  # [B, C, 3, h, w]
     shape = (1, -1, 1, 1, 1)
     latents = (latents - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
-    colors = torch.nn.functional.adaptive_avg_pool3d(frames[:, :, ::4], latents.shape[2:])
+    T, h, w = latents.shape[2:]
+    colors = torch.nn.functional.adaptive_avg_pool3d(frames[:, :, ::4], (T, h, w))
     cells = latents.movedim(1, -1).flatten(0, -2)
     table = torch.linalg.lstsq(
         torch.cat((cells, torch.ones(len(cells), 1)), dim=1), colors.movedim(1, -1).flatten(0, -2)

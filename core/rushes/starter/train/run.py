@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""What every training run shares: the clock, the state file, the log, averaged weights, and work in several processes."""
+"""What every training run shares: clock, state file, log, averaged weights, and work in several processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 STATE_EVERY = 300.0  # seconds between state files
 STALL = 10.0  # a step this many times longer than usual was a pause (SIGSTOP, sleep), not work
 
@@ -101,7 +102,7 @@ def launch(options: Options, work: Callable[[Options, Team], None]) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "store").as_uri()
-        mp.start_processes(_enter, (options, work, store), nprocs=options.processes, start_method="spawn")
+        mp.spawn(_enter, (options, work, store), nprocs=options.processes)
 
 
 def _enter(rank: int, options: Options, work: Callable[[Options, Team], None], store: str | None) -> None:
@@ -115,16 +116,15 @@ def _enter(rank: int, options: Options, work: Callable[[Options, Team], None], s
             dist.destroy_process_group()
 
 
-class Average(nn.Module):
+class Average(Generic[Model]):
     """Exponential moving average of a model's weights, over about `horizon` steps once it has run that long."""
 
-    def __init__(self, model: nn.Module, horizon: float = 1000.0) -> None:
-        super().__init__()
+    def __init__(self, model: Model, horizon: float = 1000.0) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.horizon, self.steps = horizon, 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: Model) -> None:
         self.steps += 1
         keep = 1 - 1 / min(self.horizon, 1 + self.steps / 10)
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
@@ -132,7 +132,7 @@ class Average(nn.Module):
 
 
 class Optimizers:
-    """Muon (Jordan et al. 2024) for the weights of two or more dimensions in `matrices`, AdamW for all other parameters.
+    """Muon (Jordan et al. 2024) for the weights of two or more dimensions in `matrices`, AdamW for all others.
 
     Convolutions take part as matrices of [out, in x kernel]: views that share the weights' memory.
     """
@@ -191,7 +191,9 @@ class Log:
     def __call__(self, **values: float | int | str) -> None:
         if not self._team.leads:
             return
-        words = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()]
+        words = [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+        ]
         line = f"{self._clock.elapsed / 60:8.2f} min  " + "  ".join(words)
         print(line, flush=True)
         with self._path.open("a", encoding="utf-8") as file:

@@ -47,7 +47,7 @@ TEST_EVERY = 240.0
 
 
 def train_vae(options: Options, team: Team) -> None:
-    """Train until the budget is used, resuming from folder/vae_state.pt; ends with the averaged weights in the state."""
+    """Train until the budget is used, resuming from folder/vae_state.pt."""
     torch.manual_seed(options.seed + 7919 * team.rank)
     vae = VideoVAE(VAE).to(options.device)
     average = Average(vae, horizon=500)
@@ -82,7 +82,7 @@ def train_vae(options: Options, team: Team) -> None:
             log(step=step, **means.take())
             logged = now
         if team.leads and now - tested > TEST_EVERY:
-            log(step=step, **test_vae(average.model, 16))
+            log(step=step, **test_vae(average.model, 16, options.device))
             tested = time.monotonic()
             clock.skip()
         if team.leads and now - saved > STATE_EVERY:
@@ -90,7 +90,7 @@ def train_vae(options: Options, team: Team) -> None:
             saved = time.monotonic()
             clock.skip()
     if team.leads:
-        log(step=step, **test_vae(average.model, 48))
+        log(step=step, **test_vae(average.model, 48, options.device))
         _save(path, vae, average, optimizer, step, clock)
 
 
@@ -147,7 +147,10 @@ def _cut(frames: Tensor, mask: Tensor, length: int, dice: torch.Generator) -> tu
     T, H, W, _ = frames.shape
     start = int(torch.randint(T - length + 1, (1,), generator=dice))
     frames, mask = frames[start : start + length], mask[start : start + length]
-    top, left = int(torch.randint(H - CROP + 1, (1,), generator=dice)), int(torch.randint(W - CROP + 1, (1,), generator=dice))
+    top, left = (
+        int(torch.randint(H - CROP + 1, (1,), generator=dice)),
+        int(torch.randint(W - CROP + 1, (1,), generator=dice)),
+    )
     seen = mask[length // 2].nonzero()
     if len(seen) and torch.rand((), generator=dice) < 0.75:
         y, x = seen[int(torch.randint(len(seen), (1,), generator=dice))].tolist()
@@ -168,9 +171,7 @@ def _losses(vae: VideoVAE, frames: Tensor, mask: Tensor, noise: float) -> dict[s
     weight = 1 + (SUBJECT_WEIGHT - 1) * mask
     weight = weight / weight.mean()
     picture = ((output - frames).abs() * weight).mean()
-    gradient = sum(
-        ((output.diff(dim=d) - frames.diff(dim=d)).abs()).mean() for d in (2, 3, 4)
-    )
+    gradient = sum(((output.diff(dim=d) - frames.diff(dim=d)).abs()).mean() for d in (2, 3, 4))
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
     loss = picture + GRADIENT_WEIGHT * gradient + KL_WEIGHT * divergence
     return {"loss": loss, "l1": picture, "gradient": torch.as_tensor(gradient), "nats": divergence}
@@ -179,9 +180,7 @@ def _losses(vae: VideoVAE, frames: Tensor, mask: Tensor, noise: float) -> dict[s
 @torch.no_grad()
 def test_vae(vae: VideoVAE, clips: int, device: str = "cpu") -> dict[str, float]:
     """PSNR in dB on held-out clips: whole frames, and pixels of moving subjects after the first latent frame."""
-    scenes = [
-        dataclasses.replace(scene, frames=17) for scene in sample_scenes(clips, seed=10_007, split="held_out")
-    ]
+    scenes = [dataclasses.replace(scene, frames=17) for scene in sample_scenes(clips, seed=10_007, split="held_out")]
     squares, moving = [], []
     for i in range(0, clips, 8):
         rendered = render(scenes[i : i + 8], device=device)
