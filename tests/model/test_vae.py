@@ -40,6 +40,7 @@ def shake(model: nn.Module) -> None:
 def build(config: VAEConfig) -> VideoVAE:
     model = VideoVAE(config).eval().requires_grad_(False)
     shake(model)
+    quieten(model.decoder.head[2])
     return model
 
 
@@ -54,11 +55,10 @@ def draw_latents(config: VAEConfig, latent_frames: int, height: int = 3, width: 
     return 0.3 * torch.randn(batch, config.latent_channels, latent_frames, height, width)
 
 
-def quieten(model: VideoVAE) -> None:
+def quieten(last: nn.Module) -> None:
     """Make the decoder's last convolution smaller, so that its frames stay away from the clamp."""
-    last = model.decoder.head[2]
-    last.weight.mul_(0.4)
-    last.bias.mul_(0.4)
+    for parameter in last.parameters():
+        parameter.mul_(0.3)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -89,13 +89,11 @@ def pair(diffusers: ModuleType) -> Callable[[VAEConfig], tuple[VideoVAE, Any]]:
             options |= {"in_channels": 12, "out_channels": 12, "patch_size": config.patch_size}
         theirs = diffusers.AutoencoderKLWan(**options).eval().requires_grad_(False)
         shake(theirs)
+        quieten(theirs.decoder.conv_out)
         state = theirs.state_dict()
         names = vae_names_from_diffusers(state)
         ours = VideoVAE(config).eval().requires_grad_(False)
         ours.load_state_dict({names[name]: tensor for name, tensor in state.items()}, strict=True)
-        quieten(ours)  # theirs shares the tensors no longer, so it gets its own
-        theirs.decoder.conv_out.weight.mul_(0.4)
-        theirs.decoder.conv_out.bias.mul_(0.4)
         return ours, theirs
 
     return build_pair
@@ -203,6 +201,18 @@ def test_a_picture_is_the_first_latent_of_its_clip(config: VAEConfig) -> None:
 
 
 @config_by_name
+def test_a_keyframe_is_a_latent_of_a_still_clip(config: VAEConfig) -> None:
+    """A picture for the first latent frame is encoded alone; for any later one as the second of a clip that stands."""
+    model = build(config)
+    picture = draw_frames(config, 1)
+    assert torch.equal(model.encode_keyframe(picture[:, :, 0], first=True), model.encode(picture))
+    still = picture.expand(-1, -1, config.frames(2), -1, -1)
+    later = model.encode_keyframe(picture[:, :, 0], first=False)
+    assert torch.equal(later, model.encode(still)[:, :, 1:])
+    assert later.shape[2] == 1
+
+
+@config_by_name
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_the_future_changes_no_past(config: VAEConfig, chunk: int) -> None:
     """Other frames from some time on leave all earlier latents as they were, and the reverse; later ones change."""
@@ -218,7 +228,7 @@ def test_the_future_changes_no_past(config: VAEConfig, chunk: int) -> None:
         before, after = run(clip, chunk), run(changed, chunk)
         torch.testing.assert_close(after[:, :, :kept], before[:, :, :kept], rtol=0, atol=1e-6)
         later = (after - before)[:, :, kept:].abs().amax(dim=(0, 1, 3, 4))
-        assert (later > 1e-4).all()
+        assert (later > 1e-5).all()
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
@@ -356,8 +366,8 @@ def test_a_tile_larger_than_the_picture_changes_nothing(config: VAEConfig, size:
 
 
 def smooth_latents(config: VAEConfig, height: int, width: int) -> Tensor:
-    """Latents of one frame that change slowly over the picture, so that a seam would be seen."""
-    coarse = torch.randn(1, config.latent_channels, 2, 2)
+    """Latents of eight pictures that change slowly from cell to cell, so that a seam would be seen."""
+    coarse = torch.randn(8, config.latent_channels, 2, 2)
     fine = nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
     return 0.3 * fine[:, :, None]
 
@@ -367,7 +377,6 @@ def smooth_latents(config: VAEConfig, height: int, width: int) -> Tensor:
 def test_tiles_leave_no_seams(config: VAEConfig, size: tuple[int, int], tile: int) -> None:
     """Where one tile takes over from the next, neighbours differ much less than where tiles are cut hard."""
     model = build(config)
-    quieten(model)
     latents = smooth_latents(config, *size)
     whole = model.decode(latents)
     tiled = torch.cat(list(model.stream_decode(latents, tile=tile)), dim=2)

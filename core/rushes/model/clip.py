@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rushes.model.config import Shapes, _count, _need
+from rushes.model.config import Shapes, count_indices, required_shape
 from rushes.shot import ShotError
 
 # statistics of CLIP's own training pictures, per channel, for values in [0, 1]
@@ -166,16 +166,16 @@ def infer_clip_config(shapes: Shapes, *, heads: int = VIT_H14.heads) -> ClipVisi
     heads: shapes do not tell; 16 is ViT-H's. Raises ShotError if the shapes are not CLIP's.
     """
     what = "CLIP vision tower"
-    dim, _, patch_size, _ = _need(shapes, "embeddings.patch_embedding.weight", what, 4)
-    side = round((_need(shapes, "embeddings.position_embedding.weight", what, 2)[0] - 1) ** 0.5)
-    layers = _count(shapes, "encoder.layers.")
+    dim, _, patch_size, _ = required_shape(shapes, "embeddings.patch_embedding.weight", what, 4)
+    side = round((required_shape(shapes, "embeddings.position_embedding.weight", what, 2)[0] - 1) ** 0.5)
+    layers = count_indices(shapes, "encoder.layers.")
     if dim % heads or layers < 2:
         raise ShotError(f"model: {dim} channels in {layers} layers are no {what} like ViT-H; choose another")
     return ClipVisionConfig(
         dim=dim,
         heads=heads,
         layers=layers,
-        ffn_dim=_need(shapes, "encoder.layers.0.mlp.fc1.weight", what, 2)[0],
+        ffn_dim=required_shape(shapes, "encoder.layers.0.mlp.fc1.weight", what, 2)[0],
         patch_size=patch_size,
         image_size=side * patch_size,
     )

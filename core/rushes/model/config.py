@@ -278,12 +278,12 @@ WAN22_VAE = VAEConfig(
 # fmt: on
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
+def count_indices(shapes: Shapes, prefix: str) -> int:
     """Number of distinct integers that follow `prefix` in the names."""
     return len({name[len(prefix) :].split(".", 1)[0] for name in shapes if name.startswith(prefix)})
 
 
-def _need(shapes: Shapes, name: str, what: str, dims: int | None = None) -> tuple[int, ...]:
+def required_shape(shapes: Shapes, name: str, what: str, dims: int | None = None) -> tuple[int, ...]:
     """Shape of a tensor that a `what` has, with so many dimensions if they are given."""
     if name not in shapes:
         raise ShotError(f"model: the file has no tensor {name!r}, so it is not a {what}; choose another file")
@@ -302,26 +302,26 @@ def infer_transformer_config(shapes: Shapes, *, heads: int | None = None, text_l
     heads: by Wan's rule of 128 channels a head when None; small models state it in their metadata.
     """
     what = "Wan transformer"
-    dim = _need(shapes, "head.modulation", what, 3)[-1]
-    patch = _need(shapes, "patch_embedding.weight", what, 5)
-    head = _need(shapes, "head.head.weight", what, 2)
-    layers = _count(shapes, "blocks.")
+    dim = required_shape(shapes, "head.modulation", what, 3)[-1]
+    patch = required_shape(shapes, "patch_embedding.weight", what, 5)
+    head = required_shape(shapes, "head.head.weight", what, 2)
+    layers = count_indices(shapes, "blocks.")
     has_image = "img_emb.proj.1.weight" in shapes
-    vace_layers = _vace_layers(layers, _count(shapes, "vace_blocks."))
+    vace_layers = _vace_layers(layers, count_indices(shapes, "vace_blocks."))
     return TransformerConfig(
         dim=dim,
         heads=heads or max(1, dim // 128),
         layers=layers,
-        ffn_dim=_need(shapes, "blocks.0.ffn.0.weight", what, 2)[0],
+        ffn_dim=required_shape(shapes, "blocks.0.ffn.0.weight", what, 2)[0],
         in_channels=patch[1],
         out_channels=head[0] // (patch[2] * patch[3] * patch[4]),
         patch_size=patch[-1],
-        freq_dim=_need(shapes, "time_embedding.0.weight", what, 2)[1],
-        text_dim=_need(shapes, "text_embedding.0.weight", what, 2)[1],
+        freq_dim=required_shape(shapes, "time_embedding.0.weight", what, 2)[1],
+        text_dim=required_shape(shapes, "text_embedding.0.weight", what, 2)[1],
         text_len=text_len,
         image_dim=shapes["img_emb.proj.1.weight"][1] if has_image else None,
         image_positions=shapes["img_emb.emb_pos"][1] if "img_emb.emb_pos" in shapes else 0,
-        vace_in_channels=_need(shapes, "vace_patch_embedding.weight", what, 5)[1] if vace_layers else 0,
+        vace_in_channels=required_shape(shapes, "vace_patch_embedding.weight", what, 5)[1] if vace_layers else 0,
         vace_layers=vace_layers,
     )
 
@@ -346,8 +346,8 @@ def infer_vae_config(
     mean, std: statistics of the latents; Wan's own by the number of channels when None.
     """
     what = "Wan video VAE"
-    channels = _need(shapes, "conv2.weight", what, 5)[0]
-    encoder_dim, channels_in = _need(shapes, "encoder.conv1.weight", what, 5)[:2]
+    channels = required_shape(shapes, "conv2.weight", what, 5)[0]
+    encoder_dim, channels_in = required_shape(shapes, "encoder.conv1.weight", what, 5)[:2]
     shortcuts = any(name.startswith("encoder.downsamples.0.downsamples.") for name in shapes)
     stages, resamples = _vae_stages(shapes, shortcuts)
     patch_size = round((channels_in / 3) ** 0.5)
@@ -357,7 +357,7 @@ def infer_vae_config(
     return VAEConfig(
         latent_channels=channels,
         encoder_dim=encoder_dim,
-        decoder_dim=_need(shapes, "decoder.head.0.gamma", what, 4)[0],
+        decoder_dim=required_shape(shapes, "decoder.head.0.gamma", what, 4)[0],
         multipliers=tuple(width // encoder_dim for width, _ in stages),
         blocks_per_stage=stages[0][1],
         temporal_downsample=resamples,
@@ -375,11 +375,11 @@ def _vae_stages(shapes: Shapes, nested: bool) -> tuple[list[tuple[int, int]], tu
     if nested:
         flat = [
             f"{root}{stage}.downsamples.{index}."
-            for stage in range(_count(shapes, root))
-            for index in range(_count(shapes, f"{root}{stage}.downsamples."))
+            for stage in range(count_indices(shapes, root))
+            for index in range(count_indices(shapes, f"{root}{stage}.downsamples."))
         ]
     else:
-        flat = [f"{root}{index}." for index in range(_count(shapes, root))]
+        flat = [f"{root}{index}." for index in range(count_indices(shapes, root))]
     stages: list[tuple[int, int]] = []
     temporal: list[bool] = []
     width = blocks = 0
@@ -389,7 +389,7 @@ def _vae_stages(shapes: Shapes, nested: bool) -> tuple[list[tuple[int, int]], tu
             stages.append((width, blocks))
             blocks = 0
         else:
-            width = _need(shapes, f"{prefix}residual.2.weight", "Wan video VAE", 5)[0]
+            width = required_shape(shapes, f"{prefix}residual.2.weight", "Wan video VAE", 5)[0]
             blocks += 1
     stages.append((width, blocks))
     return stages, tuple(temporal)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rushes.model.config import Shapes, _count, _need
+from rushes.model.config import Shapes, count_indices, required_shape
 from rushes.shot import ShotError
 
 PAD_ID = 0
@@ -252,15 +252,15 @@ def infer_text_config(shapes: Shapes) -> TextConfig:
     what = "UMT5 text encoder"
     first = "encoder.block.0.layer."
     name = TIED_EMBEDDING if EMBEDDING not in shapes and TIED_EMBEDDING in shapes else EMBEDDING
-    vocab_size, dim = _need(shapes, name, what, 2)
-    buckets, heads = _need(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", what, 2)
+    vocab_size, dim = required_shape(shapes, name, what, 2)
+    buckets, heads = required_shape(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", what, 2)
     return TextConfig(
         vocab_size=vocab_size,
         dim=dim,
         heads=heads,
-        head_dim=_need(shapes, f"{first}0.SelfAttention.q.weight", what, 2)[0] // heads,
-        layers=_count(shapes, "encoder.block."),
-        ffn_dim=_need(shapes, f"{first}1.DenseReluDense.wi_0.weight", what, 2)[0],
+        head_dim=required_shape(shapes, f"{first}0.SelfAttention.q.weight", what, 2)[0] // heads,
+        layers=count_indices(shapes, "encoder.block."),
+        ffn_dim=required_shape(shapes, f"{first}1.DenseReluDense.wi_0.weight", what, 2)[0],
         buckets=buckets,
     )
 

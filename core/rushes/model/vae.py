@@ -128,7 +128,7 @@ class VideoVAE(nn.Module):
     def encode_keyframe(self, pictures: Tensor, first: bool) -> Tensor:
         """One latent frame [B, C, 1, h, w] in model space that stands for pictures [B, 3, H, W] in [-1, 1].
 
-        first: for the first latent frame of a clip, which holds one frame. Any later one holds several frames of motion,
+        first: for the first latent frame of a clip, which holds one frame. A later one holds several frames of motion,
         so there the picture is encoded as a still clip, and its second latent frame is taken.
         """
         held = 1 if first else 1 + self.config.temporal_factor

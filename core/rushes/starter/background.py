@@ -122,10 +122,8 @@ def draw_ground(image: Tensor, view: View, first: int) -> None:
     sine, cosine, focal = view.column("sin"), view.column("cos"), view.column("focal")
     x0, z0 = view.column("x") + depth * sine, view.column("z") + depth * cosine
     dx, dz = depth / focal * cosine, -depth / focal * sine
-    if setting == "city":
-        mix = _street(view, x0, z0, dx, dz)
-    else:
-        mix = _pattern(view, setting, depth, (x0, z0, dx, dz))
+    place = (x0, z0, dx, dz)
+    mix = _street(view, *place) if setting == "city" else _pattern(view, setting, depth, place)
     ground = torch.addcmul(low, high - low, mix.unsqueeze(1))  # [M, 3, rows, W]
     edge = (view.v[:, first:] - view.column("horizon")) * view.height + 0.5
     cover = edge.clamp(0.0, 1.0).unsqueeze(1)  # [M, 1, rows, 1]

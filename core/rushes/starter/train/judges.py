@@ -34,7 +34,7 @@ GRID = (10, 16)  # rows and columns of the cells of 8 pixels that are compared
 REACH = (2, 3)  # over so many rows and columns
 HEADS = {**{name: len(classes) for name, classes in ATTRIBUTES.items()}, "present": 2}
 ABSENT, FROZEN = 0.06, 0.08  # shares of training clips without a subject, and of one frame held still
-POOL = 1200
+POOL = 1000
 BATCH = 16
 LEARNING_RATE = 2e-3
 MASK_WEIGHT = 0.5
@@ -218,7 +218,7 @@ def practice_scenes(count: int, seed: int) -> list[Scene]:
 class Practice:
     """Batches of rendered clips without end; a few of the pool are drawn anew with each batch."""
 
-    def __init__(self, seed: int, device: str, pool: int = POOL, fresh: int = 4) -> None:
+    def __init__(self, seed: int, device: str, pool: int = POOL, fresh: int = 5) -> None:
         self._dice = torch.Generator().manual_seed(seed)
         self._device, self._pool, self._fresh = device, pool, fresh
         self._queue: list[Scene] = []
@@ -289,11 +289,13 @@ def wear(clips: Tensor, dice: torch.Generator) -> Tensor:
 
 
 def _blurred(frames: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of frames [T, 3, H, W]; sigma in pixels."""
-    x = torch.arange(-4, 5, device=frames.device)
-    kernel = torch.softmax(-0.5 * (x / sigma) ** 2, dim=0)
-    flat = F.pad(frames.flatten(0, 1)[:, None], (4, 4, 4, 4), mode="replicate")
-    return F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, 9)), kernel.view(1, 1, 9, 1)).view_as(frames)
+    """Gaussian blur of frames [..., H, W]; sigma in pixels. Two matrix products: many times faster here than convolution."""
+    return _blur_matrix(frames.shape[-2], sigma, frames) @ frames @ _blur_matrix(frames.shape[-1], sigma, frames).T
+
+
+def _blur_matrix(length: int, sigma: float, like: Tensor) -> Tensor:
+    x = torch.arange(length, device=like.device, dtype=like.dtype)
+    return torch.softmax(-0.5 * ((x[:, None] - x) / sigma) ** 2, dim=1)
 
 
 def losses(judge: Judge, sample: Sample) -> dict[str, Tensor]:
@@ -311,15 +313,15 @@ def losses(judge: Judge, sample: Sample) -> dict[str, Tensor]:
 
 
 def train_judge(folder: Path, minutes: float, seed: int = 0, device: str = "cpu") -> Judge:
-    """A judge after so many minutes of training; the averaged weights."""
+    """A judge after so many minutes of processor time, whatever else the machine does; the averaged weights."""
     torch.manual_seed(seed)
     judge = Judge().to(device)
     average = Average(judge, horizon=200)
     optimizer = torch.optim.AdamW(judge.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.02)
-    clock = Clock(minutes * 60)
-    log, means, logged = Log(folder / "judges_log.txt", Team(0, 1), clock), Means(), time.monotonic()
-    step = 0
-    for sample in Practice(seed * 7919 + 90_001, device):
+    clock, started = Clock(minutes * 60), time.process_time()
+    log, means, logged = Log(folder / "judges_log.txt", Team(0, 1), clock), Means(), 0.0
+    for step, sample in enumerate(Practice(seed * 7919 + 90_001, device)):
+        clock.elapsed = time.process_time() - started
         if clock.progress >= 1:
             break
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate(clock.progress, warmup=0.03, decay=0.6)
@@ -330,11 +332,9 @@ def train_judge(folder: Path, minutes: float, seed: int = 0, device: str = "cpu"
         optimizer.zero_grad()
         average.update(judge)
         means.add(**{name: value.detach() for name, value in parts.items()})
-        step += 1
-        clock.tick()
-        if time.monotonic() - logged > LOG_EVERY:
-            logged = time.monotonic()
-            log(step=step, **means.take())
+        if clock.elapsed - logged > LOG_EVERY:
+            logged = clock.elapsed
+            log(step=step + 1, **means.take())
     return average.model.eval()  # type: ignore[return-value]
 
 

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 Model = TypeVar("Model", bound=nn.Module)
 STATE_EVERY = 300.0  # seconds between state files
@@ -102,7 +102,7 @@ def launch(options: Options, work: Callable[[Options, Team], None]) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "store").as_uri()
-        mp.spawn(_enter, (options, work, store), nprocs=options.processes)
+        spawn(_enter, (options, work, store), nprocs=options.processes)
 
 
 def _enter(rank: int, options: Options, work: Callable[[Options, Team], None], store: str | None) -> None:

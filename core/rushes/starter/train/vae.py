@@ -2,9 +2,10 @@
 # Copyright Contributors to the Rushes project
 """Training of the starter's video VAE on crops of rendered clips.
 
-Loss: L1, four-fold on the subject, plus L1 of the picture's gradients, plus the KL term that keeps the posterior as wide
-as the picture forgives. In the second half the decoder also sees latents with more noise than the posterior's: what the
-transformer will make is never exact, and a decoder that has only seen exact latents turns small errors into blocks.
+Loss: L1, four-fold on the subject, plus L1 of the picture's gradients, plus the KL term that keeps the posterior as
+wide as the picture forgives. In the second half the decoder also sees latents with more noise than the posterior's:
+what the transformer will make is never exact, and a decoder that has only seen exact latents turns small errors into
+blocks.
 """
 
 from __future__ import annotations
