@@ -366,14 +366,17 @@ def test_a_tile_larger_than_the_picture_changes_nothing(config: VAEConfig, size:
 
 
 def smooth_latents(config: VAEConfig, height: int, width: int) -> Tensor:
-    """Latents of eight pictures that change slowly from cell to cell, so that a seam would be seen."""
-    coarse = torch.randn(8, config.latent_channels, 2, 2)
+    """Latents of four pictures that change slowly from cell to cell, so that a seam would be seen."""
+    coarse = torch.randn(4, config.latent_channels, 2, 2)
     fine = nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
     return 0.3 * fine[:, :, None]
 
 
-@streamed
-@pytest.mark.parametrize(("size", "tile"), [((5, 7), 4), ((9, 13), 5), ((9, 13), 6)])
+@pytest.mark.parametrize(
+    ("config", "size", "tile"),
+    [(WAN21, (5, 7), 4), (WAN21, (9, 13), 8), (SMALL, (11, 13), 10)],
+    ids=["2.1, just over a tile", "2.1", "small"],
+)
 def test_tiles_leave_no_seams(config: VAEConfig, size: tuple[int, int], tile: int) -> None:
     """Where one tile takes over from the next, neighbours differ much less than where tiles are cut hard."""
     model = build(config)
@@ -394,7 +397,8 @@ def test_tiles_leave_no_seams(config: VAEConfig, size: tuple[int, int], tile: in
         steps = extra.diff(dim=3).abs().mean((0, 1, 2, 4)), extra.diff(dim=4).abs().mean((0, 1, 2, 3))
         return max(step.max().item() for step in steps)
 
-    assert jump(tiled) < 0.5 * jump(cut)
+    # Measured 0.03 to 0.20 over random models; equal weights instead of ramps give 0.27 to 0.75.
+    assert jump(tiled) < 0.3 * jump(cut)
 
 
 @pytest.mark.parametrize("tile", [-1, 0, 1])
