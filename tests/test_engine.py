@@ -148,6 +148,23 @@ def test_decoding_in_a_stream_equals_decoding_at_once(engine: Engine) -> None:
     assert np.abs(np.concatenate(list(engine.decode(latents))) - expected).max() < 1e-5
 
 
+def test_a_memory_limit_decodes_in_tiles(engine: Engine, tiny_model: Path) -> None:
+    """Only what does not fit is tiled; the picture stays close to the whole one, and no chunk grows."""
+    shot = Shot(WORDS, size=(128, 128), frames=9, seed=3)
+    whole = engine.generate(shot).frames
+    latents = engine.denoise(shot)
+    assert engine._decode_plan(latents)[1] is None
+    small = Engine.load(tiny_model, device="cpu", decode_memory=500_000)
+    chunk, tile = small._decode_plan(latents)
+    assert chunk == 1 and tile is not None and 8 <= tile < 16
+    tiled = np.concatenate(list(small.decode(latents)))
+    assert tiled.shape == whole.shape
+    assert not np.array_equal(tiled, whole)
+    assert np.abs(tiled - whole).mean() < 0.1
+    roomy = Engine.load(tiny_model, device="cpu", decode_memory=2**40)
+    assert np.array_equal(np.concatenate(list(roomy.decode(latents))), whole)
+
+
 def test_a_first_keyframe_is_held_bit_for_bit(engine: Engine, tmp_path: Path) -> None:
     """The first latent frame of the result is the picture's own encoding; other frames are made."""
     image = _png(tmp_path / "first.png", 16, 16, seed=1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rushes._version import __version__
 from rushes.model.bundle import Card, bundle_path, digest, read_card, read_weights
-from rushes.model.text import TextEncoder
+from rushes.model.text import TextEncoder, summarize
 from rushes.model.tokenizer import WordTokenizer
 from rushes.model.transformer import Context, Transformer
 from rushes.model.vae import VideoVAE
@@ -36,6 +36,8 @@ from rushes.shot import Keyframe, Shot, ShotError
 Frames = npt.NDArray[np.float32]
 SOLVERS = {"euler": euler, "unipc": unipc}
 DECODE_BYTES = 256 * 2**20  # what a decoder chunk may take before it is made smaller
+DECODE_COPIES = 6  # tensors of the last stage's size that live at once
+MIN_TILE = 8  # latent cells; smaller tiles are mostly overlap
 
 
 class Cancelled(Exception):
@@ -80,18 +82,33 @@ class Clip:
 class Engine:
     """A loaded model, made by `Engine.load`. It keeps nothing between shots; one thread may use it at a time."""
 
-    def __init__(self, card: Card, path: Path, transformer: Transformer, vae: VideoVAE, text: TextEncoder) -> None:
-        self.card, self.path = card, path
+    def __init__(
+        self,
+        card: Card,
+        path: Path,
+        transformer: Transformer,
+        vae: VideoVAE,
+        text: TextEncoder,
+        decode_memory: int | None = None,
+    ) -> None:
+        self.card, self.path, self._decode_memory = card, path, decode_memory
         self._transformer, self._vae, self._text = transformer.eval(), vae.eval(), text.eval()
         self._tokenizer = WordTokenizer(card.vocabulary, card.transformer.text_len)
         self._sha256 = ""
 
     @classmethod
-    def load(cls, model: str | Path = "starter", device: str | None = None, dtype: torch.dtype | None = None) -> Engine:
+    def load(
+        cls,
+        model: str | Path = "starter",
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        decode_memory: int | None = None,
+    ) -> Engine:
         """Load a model: a name, a folder, or a .safetensors file.
 
         device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
-        when None. Raises ShotError for a model or device that is not there.
+        when None. decode_memory: bytes that the decoder's activations may take; pictures that need more are decoded in
+        blended tiles. Raises ShotError for a model or device that is not there.
         """
         path = bundle_path(model)
         card = read_card(path)
@@ -108,7 +125,7 @@ class Engine:
             except RuntimeError as error:
                 raise ShotError(f"model: the {name} in {path} does not fit its card; get the file again") from error
             part.requires_grad_(False)
-        return cls(card, path, parts["transformer"], parts["vae"], parts["text"])  # type: ignore[arg-type]
+        return cls(card, path, **parts, decode_memory=decode_memory)  # type: ignore[arg-type]
 
     @property
     def device(self) -> torch.device:
@@ -219,7 +236,7 @@ class Engine:
         latents = latents.to(self.device, self._transformer.patch_embedding.weight.dtype)
         total = self.card.vae.frames(latents.shape[2])
         done, started = 0, time.perf_counter()
-        for part in self._vae.stream_decode(latents, self._chunk(latents)):
+        for part in self._vae.stream_decode(latents, *self._decode_plan(latents)):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled while decoding")
             frames = ((part[0].float() + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)  # [n, H, W, 3]
@@ -300,9 +317,14 @@ class Engine:
         dtype = self._transformer.patch_embedding.weight.dtype
         features = [self._text.encode([prompt], rows).to(dtype) for prompt in prompts]  # each [1, rows, text_dim]
         if (shot.guidance or 0.0) <= 1:
-            return self._transformer.context(features[0], cache=True), None, None
-        cond, uncond = (self._transformer.context(part) for part in features)
-        return cond, uncond, self._transformer.context(torch.cat(features), cache=True)
+            return self._context(features[0]), None, None
+        cond, uncond = (self._context(part) for part in features)
+        return cond, uncond, self._context(torch.cat(features))
+
+    def _context(self, features: Tensor) -> Context:
+        """Text as the transformer reads it; the starter's image token is the sentence's summary."""
+        summary = summarize(features) if self.card.summary else None
+        return self._transformer.context(features, summary, cache=True)
 
     def _known(self, shot: Shot, noise: Tensor, tell: OnProgress) -> KnownFrames | None:
         """Keyframes as clean latent frames; None without any."""
@@ -323,12 +345,18 @@ class Engine:
         tell(Progress("keyframes", len(shot.keyframes), len(shot.keyframes)))
         return KnownFrames(latents, mask)
 
-    def _chunk(self, latents: Tensor) -> int:
-        """Latent frames per decoder chunk: as many as fit the memory that a chunk may take."""
-        vae = self.card.vae
-        pixels = latents.shape[3] * latents.shape[4] * vae.spatial_factor**2 / vae.patch_size**2
-        bytes_each = 6 * 4 * vae.decoder_dim * vae.multipliers[0] * pixels * vae.temporal_factor
-        return max(1, min(latents.shape[2], int(DECODE_BYTES / bytes_each)))
+    def _decode_plan(self, latents: Tensor) -> tuple[int, int | None]:
+        """Latent frames per decoder chunk, and the side of spatial tiles in latent cells (None: whole pictures).
+
+        Chunks follow a fixed allowance, not the memory that happens to be free, because other chunks round otherwise.
+        """
+        vae, (h, w) = self.card.vae, latents.shape[3:]
+        cell = (vae.spatial_factor / vae.patch_size) ** 2 * vae.decoder_dim * vae.multipliers[0] * vae.temporal_factor
+        each = DECODE_COPIES * latents.element_size() * cell * h * w  # bytes of the last stage, for one latent frame
+        limit = self._decode_memory
+        if limit is not None and each > limit:
+            return 1, max(MIN_TILE, int((limit / each * h * w) ** 0.5))
+        return max(1, min(latents.shape[2], int(min(limit or DECODE_BYTES, DECODE_BYTES) / each))), None
 
 
 class _Predict:

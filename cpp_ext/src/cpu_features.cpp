@@ -91,6 +91,9 @@ CpuFeatures detect_cpu_features() noexcept {
     // macOS sets the AVX-512 bits of XCR0 only after a thread's first use, so it reads as absent there: AVX2 then serves.
     if (has_all(xcr0, kAvx512State)) {
         features.avx512f = has_bit(leaf7.ebx, 16);
+        features.avx512dq = features.avx512f && has_bit(leaf7.ebx, 17);
+        features.avx512bw = features.avx512f && has_bit(leaf7.ebx, 30);
+        features.avx512vl = features.avx512f && has_bit(leaf7.ebx, 31);
         features.avx512_bf16 = features.avx512f && has_bit(leaf7_1.eax, 5);
     }
     if (has_all(xcr0, kAmxState)) features.amx_bf16 = has_bit(leaf7.edx, 24) && has_bit(leaf7.edx, 22);

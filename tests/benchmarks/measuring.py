@@ -36,12 +36,11 @@ class Child:
 class Work:
     """What one clip asks of a library, in counts that do not depend on the machine.
 
-    passes, rows: calls of the transformer and the sum of their batches; chunks: calls of the decoder; linears:
-    calls of linear layers; operations: calls into torch's kernels; flops: of products and convolutions.
+    passes: calls of the transformer; chunks: calls of the decoder; linears: calls of linear layers; operations: calls
+    into torch's kernels, views left out; flops: of products and convolutions.
     """
 
     passes: int = 0
-    rows: int = 0
     chunks: int = 0
     linears: int = 0
     operations: int = 0
@@ -112,7 +111,7 @@ def counted(transformer: type, decoder: type) -> Iterator[Work]:
     """Counts the work of this thread. transformer, decoder: the classes whose calls are passes and chunks."""
     import torch
     from torch.nn.modules.module import register_module_forward_pre_hook
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     work = Work()
 
@@ -124,8 +123,11 @@ def counted(transformer: type, decoder: type) -> Iterator[Work]:
         elif isinstance(module, transformer):
             work.passes += 1
 
-    # torch has a formula for the attention of each GPU library, but lists none of them for the CPU's
-    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+    def attention(q, k, v, *_, out_shape=None, **__):  # type: ignore[no-untyped-def]
+        return sdpa_flop_count(q, k, v)
+
+    # torch counts the attention of its GPU libraries, but not that of its CPU one
+    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     hook = register_module_forward_pre_hook(look)
     try:
         with FlopCounterMode(display=False, custom_mapping=formulas) as flops, _operations(work):
@@ -141,7 +143,12 @@ def _operations(work: Work) -> Iterator[None]:
 
     class Counter(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            work.operations += 1
+            # In inference mode torch hands over whole compounds, elsewhere their parts: count the parts in both
+            with self:
+                found = function.decompose(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
+            work.operations += not function.is_view
             return function(*args, **(kwargs or {}))
 
     with Counter():

@@ -19,6 +19,7 @@ from rushes.model.text import (
     TextEncoder,
     infer_text_config,
     relative_buckets,
+    summarize,
 )
 from rushes.shot import ShotError
 
@@ -315,3 +316,15 @@ def test_ids_without_a_batch_are_refused() -> None:
     """A single prompt needs its batch dimension."""
     with pytest.raises(ValueError, match=r"ids: got shape \(4,\)"):
         TextEncoder(TINY)(torch.tensor([3, 4, 5, 1]))
+
+
+def test_a_sentence_s_summary_is_the_mean_of_its_own_rows() -> None:
+    """Padding rows do not dilute it, whatever the batch holds."""
+    features = torch.randn(3, 7, 5)
+    features[0, 4:] = 0
+    features[2, 1:] = 0
+    summary = summarize(features)
+    assert summary.shape == (3, 1, 5)
+    assert torch.allclose(summary[0, 0], features[0, :4].mean(0), atol=1e-6)
+    assert torch.allclose(summary[1, 0], features[1].mean(0), atol=1e-6)
+    assert torch.equal(summary[2, 0], features[2, 0])

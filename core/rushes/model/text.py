@@ -108,6 +108,12 @@ class TextEncoder(nn.Module):
         return F.pad(features, (0, 0, 0, rows - longest))  # [B, rows, dim]
 
 
+def summarize(features: Tensor) -> Tensor:
+    """One token [B, 1, dim] for a whole sentence: the mean of its rows in features [B, rows, dim], padding left out."""
+    real = (features != 0).any(-1, keepdim=True)  # [B, rows, 1]
+    return features.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+
+
 class Stack(nn.Module):
     """All layers. `embed_tokens` is the encoder's own embedding under its second name."""
 

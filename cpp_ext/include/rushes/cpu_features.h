@@ -11,6 +11,9 @@ struct CpuFeatures {
     bool fma = false;
     bool f16c = false;
     bool avx512f = false;
+    bool avx512bw = false;
+    bool avx512dq = false;
+    bool avx512vl = false;
     bool avx512_bf16 = false;
     // Linux also wants each process to ask for the tile registers (arch_prctl ARCH_REQ_XCOMP_PERM) before the first use.
     bool amx_bf16 = false;

@@ -34,7 +34,8 @@ GRID = (10, 16)  # rows and columns of the cells of 8 pixels that are compared
 REACH = (2, 3)  # over so many rows and columns
 HEADS = {**{name: len(classes) for name, classes in ATTRIBUTES.items()}, "present": 2}
 ABSENT, FROZEN = 0.06, 0.08  # shares of training clips without a subject, and of one frame held still
-POOL = 1000
+POOL = 1000  # clips kept in memory
+FRESH = 5  # new clips a step
 BATCH = 16
 LEARNING_RATE = 2e-3
 MASK_WEIGHT = 0.5
@@ -172,17 +173,28 @@ def seen_frames(frames: Tensor) -> Tensor:
     return some if some.shape[2:] == size else F.interpolate(some, size, mode="area")
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of a clip. mask: bool [looks, 80, 128], where it sees the subject in the frames LOOKS."""
+
+    classes: dict[str, str]
+    present: bool
+    mask: Tensor
+
+
 @torch.inference_mode()
-def judge_clips(judge: Judge, clips: Sequence[Tensor]) -> list[dict[str, str | bool]]:
-    """What a judge says of clips as `seen_frames` gives them: the class of each attribute, and whether there is a subject."""
+def judge_clips(judge: Judge, clips: Sequence[Tensor]) -> list[Verdict]:
+    """What a judge says of clips as `seen_frames` gives them."""
     device = judge.mask.weight.device
-    said: list[dict[str, str | bool]] = []
+    said: list[Verdict] = []
     for start in range(0, len(clips), 32):
         logits = judge(torch.stack(list(clips[start : start + 32])).to(device))
         best = {name: logits[name].argmax(1).tolist() for name in HEADS}
-        for row in range(len(best["present"])):
-            verdict: dict[str, str | bool] = {name: ATTRIBUTES[name][best[name][row]] for name in ATTRIBUTES}
-            said.append({**verdict, "present": best["present"][row] == 1})
+        sure = logits["mask"].cpu() > 1.0  # the subject covers nearly all of the cell
+        masks = sure.repeat_interleave(4, 2).repeat_interleave(4, 3)  # [B, looks, 80, 128]
+        for row in range(len(masks)):
+            classes = {name: ATTRIBUTES[name][best[name][row]] for name in ATTRIBUTES}
+            said.append(Verdict(classes, best["present"][row] == 1, masks[row]))
     return said
 
 
@@ -200,7 +212,7 @@ def render_seen(scenes: Sequence[Scene], frames: int, device: str = "cpu") -> tu
 
 @dataclass
 class Sample:
-    """Clips of a training batch. clips float [B, SEEN, 3, H, W]; mask float [B, looks, 20, 32]; labels [B], -1: not asked."""
+    """A batch. clips float [B, SEEN, 3, H, W]; mask float [B, looks, 20, 32]; labels int64 [B], -1 where not asked."""
 
     clips: Tensor
     mask: Tensor
@@ -208,7 +220,7 @@ class Sample:
 
 
 def practice_scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes for the judge: more still subjects and more static cameras than the world has, since those are what is asked."""
+    """Scenes for the judge: many still subjects and static cameras, since those are what it is asked about."""
     scenes = [scene.replace(second=None) for scene in sample_scenes(6 * count, seed, split="all")]
     still = [s for s in scenes if s.motion == "still"][: round(0.35 * count)]
     static = [s for s in scenes if s.camera == "static"][: round(0.45 * count)]
@@ -218,15 +230,16 @@ def practice_scenes(count: int, seed: int) -> list[Scene]:
 class Practice:
     """Batches of rendered clips without end; a few of the pool are drawn anew with each batch."""
 
-    def __init__(self, seed: int, device: str, pool: int = POOL, fresh: int = 5) -> None:
+    def __init__(self, seed: int, device: str) -> None:
         self._dice = torch.Generator().manual_seed(seed)
-        self._device, self._pool, self._fresh = device, pool, fresh
+        self._device = device
         self._queue: list[Scene] = []
         self._frames: list[Tensor] = []
         self._masks: list[Tensor] = []
         self._labels: list[dict[str, int]] = []
 
-    def _add(self, count: int) -> None:
+    def add(self, count: int) -> None:
+        """Render so many more clips; the oldest beyond POOL go."""
         while len(self._queue) < count:
             scenes = practice_scenes(200, self._number(2**31))
             self._queue += [scenes[i] for i in torch.randperm(len(scenes), generator=self._dice).tolist()]
@@ -243,14 +256,14 @@ class Practice:
             self._frames.append(frames[row].cpu())
             self._masks.append(cells[row].cpu())
         for kept in (self._frames, self._masks, self._labels):
-            del kept[: -self._pool]  # type: ignore[attr-defined]
+            del kept[:-POOL]  # type: ignore[attr-defined]
 
     def _number(self, below: int) -> int:
         return int(torch.randint(below, (), generator=self._dice))
 
     def __iter__(self) -> Iterator[Sample]:
         while True:
-            self._add(self._fresh if len(self._frames) >= self._pool else self._pool)
+            self.add(FRESH if len(self._frames) >= POOL else POOL)
             yield self.draw(BATCH)
 
     def draw(self, count: int) -> Sample:
@@ -286,7 +299,7 @@ def wear(clip: Tensor, dice: torch.Generator) -> Tensor:
 
 
 def _blurred(frames: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of frames [..., H, W]; sigma in pixels. Two matrix products: many times faster here than convolution."""
+    """Gaussian blur of frames [..., H, W]; sigma in pixels."""
     return _blur_matrix(frames.shape[-2], sigma, frames) @ frames @ _blur_matrix(frames.shape[-1], sigma, frames).T
 
 

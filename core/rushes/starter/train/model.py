@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rushes.model.text import TextEncoder
+from rushes.model.text import TextEncoder, summarize
 from rushes.model.tokenizer import WordTokenizer
 from rushes.model.transformer import Block, Transformer
 from rushes.starter.captions import caption, vocabulary
@@ -71,7 +71,8 @@ class Starter(nn.Module):
         self.features = output
 
     def forward(self, latents: Tensor, timestep: Tensor, prompts: list[list[int]]) -> Tensor:
-        return self.transformer(latents, timestep, self.transformer.context(self.text.encode(prompts, TEXT_LEN)))
+        text = self.text.encode(prompts, TEXT_LEN)
+        return self.transformer(latents, timestep, self.transformer.context(text, summarize(text)))
 
 
 class Batches:
@@ -130,7 +131,7 @@ def _levels(count: int, T: int, dice: torch.Generator) -> Tensor:
     per_frame = torch.rand(count, 1, generator=dice) < GIVEN[5]
     normal = torch.randn(count, T, generator=dice)
     uniform = torch.rand(count, T, generator=dice)
-    level = torch.where(torch.rand(count, 1, generator=dice) < 0.1, uniform, torch.sigmoid(0.3 + 1.1 * normal))
+    level = torch.where(torch.rand(count, 1, generator=dice) < 0.1, uniform, torch.sigmoid(0.6 + 1.2 * normal))
     return torch.where(per_frame, level, level[:, :1].expand(-1, T))
 
 
