@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rushes import doctor
-from rushes.attention.extension import Extension
+from rushes.attention.extension import Extension, load_extension
 from rushes.doctor import Finding, examine
 
 
@@ -93,6 +93,20 @@ def test_a_compiled_module_of_another_version_is_a_problem(monkeypatch: pytest.M
     monkeypatch.setattr("rushes.attention.extension.load_extension", lambda: Extension(module))  # type: ignore[arg-type]
     states = [finding.state for finding in _named(examine(), "compiled module")]
     assert states == ["ok", "problem"]
+
+
+def test_it_says_which_attention_serves_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name for each dtype; when the environment decides, that is the reason; a wrong word is a problem."""
+    if load_extension().module is None:
+        pytest.skip(load_extension().reason)
+    monkeypatch.delenv("RUSHES_ATTENTION", raising=False)
+    (found,) = _named(examine(), "attention")
+    assert found.state == "ok" and "float32 by " in found.text and "gradients" in found.text
+    monkeypatch.setenv("RUSHES_ATTENTION", "torch")
+    assert _named(examine(), "attention")[0].text == "by torch, as RUSHES_ATTENTION=torch asks"
+    monkeypatch.setenv("RUSHES_ATTENTION", "cudnn")
+    (found,) = _named(examine(), "attention")
+    assert found.state == "problem" and "'cudnn'" in found.text and "torch or rushes is allowed" in found.text
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from rushes._version import __version__
 
 State = Literal["ok", "note", "problem"]
 _GIB = 2**30
-_ATTENTION = "by torch; the compiled module holds no attention kernel yet"
 _LOW_DISK = 2  # GiB; a minute of 1080p half-float plates takes about ten
 
 
@@ -90,7 +89,7 @@ def _processor() -> Iterator[Finding]:
     if extension.module is None:
         yield Finding("processor", "note", f"{platform.machine()}; its features are read by the compiled module")
         yield Finding("compiled module", "note", extension.reason)
-        yield Finding("attention", "ok", _ATTENTION)
+        yield Finding("attention", "ok", "by torch, as there is no compiled module")
         return
     info = extension.module.build_info()
     features = [name for name, present in extension.module.cpu_features().items() if present]
@@ -100,7 +99,27 @@ def _processor() -> Iterator[Finding]:
         yield Finding(
             "compiled module", "problem", f"it is of another version than {__version__}; install Rushes again"
         )
-    yield Finding("attention", "ok", _ATTENTION)
+    yield from _attention()
+
+
+def _attention() -> Iterator[Finding]:
+    """Which code serves each dtype of a CPU's tensors, and why."""
+    from rushes.attention.dispatch import forced_backend
+    from rushes.attention.kernel import backend_name
+
+    try:
+        forced = forced_backend()
+    except ValueError as error:
+        yield Finding("attention", "problem", str(error))
+        return
+    if forced == "torch":
+        yield Finding("attention", "note", "by torch, as RUSHES_ATTENTION=torch asks")
+        return
+    served = [f"{dtype} by {backend_name(128, dtype, None)}" for dtype in ("float32", "bfloat16", "float16")]
+    rest = "what it cannot do is refused, as RUSHES_ATTENTION=rushes asks"
+    if forced is None:
+        rest = "torch on cards, for gradients and for a few queries"
+    yield Finding("attention", "ok", f"the compiled kernel on the processor: {', '.join(served)}; {rest}")
 
 
 def _cards() -> Iterator[Finding]:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from rushes._version import __version__
 from rushes.model.bundle import Card, bundle_path, digest, read_card, read_weights
@@ -35,8 +36,8 @@ from rushes.shot import Keyframe, Shot, ShotError
 
 Frames = npt.NDArray[np.float32]
 SOLVERS = {"euler": euler, "unipc": unipc}
-DECODE_BYTES = 256 * 2**20  # what a decoder chunk may take before it is made smaller
-DECODE_COPIES = 6  # tensors of the last stage's size that live at once
+DECODE_BYTES = 160 * 2**20  # what a decoder chunk may take; larger chunks are slower too, by page faults
+DECODE_COPIES = 15  # tensors of the last stage's size that live at once, measured with the convolutions' own buffers
 MIN_TILE = 8  # latent cells; smaller tiles are mostly overlap
 
 
@@ -114,7 +115,7 @@ class Engine:
         card = read_card(path)
         place = _device(device)
         weights = read_weights(path)
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             parts = {
                 "transformer": Transformer(card.transformer), "vae": VideoVAE(card.vae), "text": TextEncoder(card.text),
             }  # fmt: skip
@@ -322,9 +323,8 @@ class Engine:
         return cond, uncond, self._context(torch.cat(features))
 
     def _context(self, features: Tensor) -> Context:
-        """Text as the transformer reads it; the starter's image token is the sentence's summary."""
-        summary = summarize(features) if self.card.summary else None
-        return self._transformer.context(features, summary, cache=True)
+        pooled = summarize(features) if self.card.transformer.pooled_dim else None
+        return self._transformer.context(features, cache=True, pooled=pooled)
 
     def _known(self, shot: Shot, noise: Tensor, tell: OnProgress) -> KnownFrames | None:
         """Keyframes as clean latent frames; None without any."""
@@ -357,6 +357,18 @@ class Engine:
         if limit is not None and each > limit:
             return 1, max(MIN_TILE, int((limit / each * h * w) ** 0.5))
         return max(1, min(latents.shape[2], int(min(limit or DECODE_BYTES, DECODE_BYTES) / each))), None
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights unfilled: a file fills them. torch would load its whole compiler to draw numbers on "meta"."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 class _Predict:

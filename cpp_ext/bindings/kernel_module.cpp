@@ -115,7 +115,8 @@ rushes::TileLists tile_lists(const Lists& lists) {
     rushes::TileLists result{};
     result.query_tiles = query_start.size() - 1;
     result.key_tiles = key_start.size() - 1;
-    if (result.query_tiles < 1 || result.key_tiles < 1 || (offsets.size() - 1) % result.query_tiles || offsets.size() < 2)
+    if (result.query_tiles < 1 || result.key_tiles < 1 || offsets.size() < 2 ||
+        (offsets.size() - 1) % result.query_tiles)
         throw py::value_error("pattern: offsets must hold a whole number of sets of lists, and one more");
     result.sets = (offsets.size() - 1) / result.query_tiles;
     result.query_start = query_start.data();
@@ -144,7 +145,8 @@ rushes::Attention problem_of(const Shape& shape, int dtype, int precision, int i
 }
 
 void attention(const Shape& shape, const Place& q, const Place& k, const Place& v, const Place& out, float scale,
-               int dtype, int precision, int isa, int threads, const std::optional<Lists>& lists, py::object cancelled) {
+               int dtype, int precision, int isa, int threads, const std::optional<Lists>& lists,
+               py::object cancelled) {
     rushes::Attention problem = problem_of(shape, dtype, precision, isa, threads);
     problem.scale = scale;
     problem.q = tensor(q);
@@ -191,7 +193,7 @@ PYBIND11_MODULE(_kernel, module) {
     module.def("attention", &attention, py::kw_only(), py::arg("shape"), py::arg("q"), py::arg("k"), py::arg("v"),
                py::arg("out"), py::arg("scale"), py::arg("dtype"), py::arg("precision"), py::arg("isa"),
                py::arg("threads"), py::arg("lists") = py::none(), py::arg("cancelled") = py::none(),
-               "Writes softmax(q k^T * scale) v to out. q, k, v, out: (address, strides in elements). Without the lock.");
+               "Writes softmax(q k^T * scale) v to out. q, k, v, out: (address, strides in elements).");
     module.def("attention_backend", &attention_backend, py::kw_only(), py::arg("shape"), py::arg("dtype"),
                py::arg("precision"), py::arg("isa"), "The code that would compute it; None when it is refused.");
     module.def("attention_message", &rushes::attention_message, "Why this thread's latest problem was refused.");

@@ -47,7 +47,9 @@ Status check(const Attention& a) noexcept {
         return fail(Status::kUnsupported, "head_dim: 8 to 256 in steps of 8 is allowed");
     if (!std::isfinite(a.scale)) return fail(Status::kInvalid, "scale: a finite number is allowed");
     if (a.threads < 1 || a.threads > 4096) return fail(Status::kInvalid, "threads: 1 to 4096 is allowed");
-    const auto between = [](auto value, int last) { return static_cast<int>(value) >= 0 && static_cast<int>(value) <= last; };
+    const auto between = [](auto value, int last) {
+        return static_cast<int>(value) >= 0 && static_cast<int>(value) <= last;
+    };
     if (!between(a.dtype, 2) || !between(a.precision, 2) || !between(a.isa, 5))
         return fail(Status::kInvalid, "dtype, precision or isa: an unknown number");
     if (const TileLists* lists = a.pattern) {

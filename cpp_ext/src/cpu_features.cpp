@@ -88,7 +88,7 @@ CpuFeatures detect_cpu_features() noexcept {
         features.f16c = has_bit(leaf1.ecx, 29);
         features.avx2 = has_bit(leaf7.ebx, 5);
     }
-    // macOS sets the AVX-512 bits of XCR0 only after a thread's first use, so it reads as absent there: AVX2 then serves.
+    // macOS sets the AVX-512 bits of XCR0 only after a thread's first use, so it reads as absent there: AVX2 serves.
     if (has_all(xcr0, kAvx512State)) {
         features.avx512f = has_bit(leaf7.ebx, 16);
         features.avx512dq = features.avx512f && has_bit(leaf7.ebx, 17);

@@ -5,13 +5,27 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from rushes.attention import attention, last_backend
+from rushes.attention import TilePattern, TopK, attention, extension, kernel, last_backend, supports
+from rushes.attention.extension import Extension, load_extension
+
+has_kernel = pytest.mark.skipif(load_extension().module is None, reason=load_extension().reason)
+
+
+@pytest.fixture(autouse=True)
+def _no_wish_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUSHES_ATTENTION", raising=False)
+
 
 # batch, heads, length_q, length_k, head_dim
 CASES = [
@@ -130,3 +144,191 @@ def test_the_backend_is_named_per_thread() -> None:
     thread.start()
     thread.join()
     assert last_backend() == "torch" and seen == [None, "torch"]
+
+
+def _qkv(length: int = 40, head_dim: int = 64, **options: Any) -> list[torch.Tensor]:
+    return [torch.randn(1, 2, length, head_dim, **options) for _ in range(3)]
+
+
+def _served(*arguments: Any, **options: Any) -> str:
+    attention(*arguments, **options)
+    return str(last_backend()).partition(" ")[0]
+
+
+@has_kernel
+def test_each_call_goes_where_it_is_served_best() -> None:
+    """Without a wish dense tensors are torch's, and patterns and NumPy arrays the kernel's; gradients are kept."""
+    q, k, v = _qkv()
+    assert _served(q, k, v) == "torch"
+    assert _served(q.double(), k.double(), v.double()) == "torch"
+    assert _served(*_qkv(head_dim=36)) == "torch"
+    assert _served(q.numpy(), k.numpy(), v.numpy()) == "rushes"
+    pattern = TilePattern(grid=(2, 4, 5), tile=(2, 2, 2), window=(1, 3, 3))
+    assert _served(q, k, v, pattern=pattern) == "rushes"
+    wanted = q.clone().requires_grad_()
+    assert attention(wanted, k, v).requires_grad
+    assert attention(wanted, k, v, pattern=pattern).requires_grad
+
+
+@has_kernel
+def test_a_wish_is_granted_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By argument or environment; an argument goes first; nothing falls back in silence."""
+    q, k, v = _qkv()
+    assert _served(q, k, v, backend="torch") == "torch"
+    assert _served(q[:, :, :3], k, v, backend="rushes") == "rushes"
+    monkeypatch.setenv("RUSHES_ATTENTION", "torch")
+    assert _served(q, k, v) == "torch"
+    assert _served(q, k, v, backend="rushes") == "rushes"
+    monkeypatch.setenv("RUSHES_ATTENTION", "rushes")
+    with pytest.raises(ValueError, match="dtype is float64; float32, bfloat16 or float16 is allowed"):
+        attention(q.double(), k.double(), v.double())
+    monkeypatch.setenv("RUSHES_ATTENTION", "flash")
+    with pytest.raises(ValueError, match="RUSHES_ATTENTION: got 'flash'; torch or rushes is allowed"):
+        attention(q, k, v)
+
+
+UNSUPPORTED = [
+    (lambda: _qkv(head_dim=36), "q: its head_dim is 36; 8 to 256 in steps of 8 is allowed"),
+    (lambda: _qkv(head_dim=264), "q: its head_dim is 264; 8 to 256 in steps of 8 is allowed"),
+    (lambda: _qkv(dtype=torch.float64), "v: its dtype is float64; float32, bfloat16 or float16 is allowed"),
+    (lambda: _qkv(device="meta"), "q: it is on meta; the kernel computes on cpu"),
+    (lambda: _qkv(requires_grad=True), "gradients are wanted; the kernel computes none"),
+    (lambda: [_Odd(x) for x in _qkv()], "q: it is a _Odd"),
+]
+
+
+class _Odd(torch.Tensor):
+    """A subclass may keep its numbers elsewhere."""
+
+    def __new__(cls, data: torch.Tensor) -> _Odd:
+        return data.as_subclass(cls)
+
+
+@has_kernel
+@pytest.mark.parametrize(("arrays", "sentence"), UNSUPPORTED)
+def test_supports_and_the_call_say_the_same(arrays: Any, sentence: str) -> None:
+    """supports() gives the reasons, the forced call refuses with them, the free call is served by torch."""
+    q, k, v = arrays()
+    found = supports(q, k, v)
+    assert not found and sentence in "; ".join(found.reasons)
+    with pytest.raises(ValueError, match=re.escape("; ".join(found.reasons))):
+        attention(q, k, v, backend="rushes")
+    attention(q, k, v)
+    assert last_backend() == "torch"
+
+
+@has_kernel
+def test_supported_means_no_reason() -> None:
+    """True, and empty."""
+    found = supports(*_qkv(), TilePattern(grid=(2, 4, 5), tile=(2, 2, 2)))
+    assert found and found.reasons == ()
+
+
+WISHES = [
+    ({"precision": "fp16"}, "precision: got 'fp16'; fp32 or bf16 is allowed"),
+    ({"backend": "flash"}, "backend: got 'flash'; torch or rushes is allowed"),
+    ({"backend": "torch", "precision": "bf16"}, "precision: got 'bf16' with torch's attention"),
+    ({"scale": float("nan")}, "scale: got nan; a finite number is allowed"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), WISHES)
+def test_options_are_checked(options: dict[str, Any], words: str) -> None:
+    """As sentences."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        attention(*_qkv(), **options)
+
+
+def test_arrays_of_two_libraries_are_refused() -> None:
+    """NumPy and torch are not mixed in one call, and lists are neither."""
+    q, k, v = _qkv()
+    with pytest.raises(ValueError, match="k: it is a ndarray; that of q, Tensor, is allowed"):
+        attention(q, k.numpy(), v)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="v: it is a list; a torch tensor or a NumPy array is allowed"):
+        attention(q, k, v.tolist())
+
+
+@has_kernel
+def test_numpy_arrays_of_odd_make_are_refused() -> None:
+    """Swapped bytes and fields of records are not read as if they were plain numbers."""
+    q = np.zeros((1, 2, 20, 8), dtype=">f4")
+    with pytest.raises(ValueError, match="q: its bytes are swapped or its elements not aligned"):
+        attention(q, q, q)
+    record = np.zeros((1, 2, 20, 8), dtype=[("a", "i1"), ("x", "<f4")])["x"]
+    with pytest.raises(ValueError, match="q: its bytes are swapped or its elements not aligned"):
+        attention(record, record, record)
+
+
+def test_without_the_module_torch_serves_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pure install works; only the one who insists on the kernel is refused, with the reason."""
+    monkeypatch.setattr(kernel, "load_extension", lambda: Extension(None, "it was not built, so there"))
+    kernel.backend_name.cache_clear()
+    q, k, v = _qkv()
+    assert _served(q, k, v) == "torch"
+    with pytest.raises(ValueError, match="the compiled module is missing: it was not built, so there"):
+        attention(q, k, v, backend="rushes")
+    with pytest.raises(ValueError, match="the compiled module is missing"):
+        attention(q.numpy(), k.numpy(), v.numpy())
+    kernel.backend_name.cache_clear()
+    assert extension.load_extension() is load_extension()
+
+
+@has_kernel
+def test_bf16_is_offered_for_float32() -> None:
+    """With the error of bfloat16 where the processor multiplies it, refused in a sentence where it does not."""
+    q, k, v = _qkv(300)
+    if not supports(q, k, v, precision="bf16"):
+        with pytest.raises(ValueError, match="precision: got 'bf16'"):
+            attention(q, k, v, precision="bf16")
+        return
+    out = attention(q, k, v, precision="bf16")
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    halves = F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    error = (out - exact).abs().max()
+    assert out.dtype == torch.float32 and 1e-5 < error <= 2 * (halves - exact).abs().max()
+
+
+@has_kernel
+@pytest.mark.parametrize(
+    "pattern",
+    [None, TilePattern(grid=(2, 4, 5), tile=(2, 2, 2), window=(1, 1, 3)), TopK(grid=(2, 4, 5), tile=(2, 2, 2))],
+    ids=["dense", "window", "top_k"],
+)
+def test_torch_compile_sees_it(pattern: Any) -> None:
+    """As one operator in one graph, with the strides of the real answer, and the same bits."""
+    q, k, v = _qkv(40)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    @torch.compile(backend=keep, fullgraph=True)
+    def model(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attention(q * 2, k, v, pattern=pattern).transpose(1, 2).flatten(2) + 1
+
+    with torch.no_grad():
+        found = model(q, k, v)
+        expected = attention(q * 2, k, v, pattern=pattern).transpose(1, 2).flatten(2) + 1
+    assert torch.equal(found, expected)
+    (graph,) = graphs
+    assert "rushes.attention" in graph.code or "rushes_attention" in graph.code
+    arguments = (q, k, v, 0.125, [], 0.0, None, None)
+    torch.library.opcheck(torch.ops.rushes.attention.default, arguments, test_utils=["test_schema", "test_faketensor"])
+
+
+@has_kernel
+def test_whoever_counts_torch_calls_counts_this_one() -> None:
+    """A dispatch mode sees the operator, and the flop counter knows what it costs, by the pattern's density too."""
+    pattern = TilePattern(grid=(2, 4, 5), tile=(2, 2, 2), window=(1, 1, 1))
+    q, k, v = _qkv(40)
+    for used, share in ((None, 1.0), (pattern, pattern.density())):
+        with FlopCounterMode(display=False) as flops:
+            attention(q, k, v, pattern=used)
+        assert flops.get_total_flops() == round(4 * 1 * 2 * 40 * 40 * 64 * share)
+
+
+def test_importing_it_loads_no_torch() -> None:
+    """Hosts call it with NumPy arrays."""
+    code = "import sys, rushes.attention; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

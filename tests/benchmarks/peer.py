@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import numpy as np
@@ -47,7 +47,7 @@ class Peer:
         text.load_state_dict(weights["text"])
         self._text = text.float().eval().requires_grad_(False)
         self._tokenizer = WordTokenizer(self.card.vocabulary, self.card.transformer.text_len)
-        self._pipeline = diffusers.WanPipeline(
+        self._pipeline = cast(Any, diffusers).WanPipeline(
             tokenizer=None,
             text_encoder=None,
             vae=self.vae,

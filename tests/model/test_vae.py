@@ -25,6 +25,8 @@ WAN21 = VAEConfig(latent_channels=4, encoder_dim=8, decoder_dim=8, latents_mean=
 WAN22 = replace(WAN21, decoder_dim=12, patch_size=2, shortcuts=True)
 # Time is doubled where the picture is not yet, and one residual block a stage: another depth of memory.
 SMALL = replace(WAN22, multipliers=(1, 2, 2), temporal_downsample=(True, False), blocks_per_stage=1, decoder_dim=8)
+# Time is doubled where channels halve, so that the two frames of a duplicated one differ.
+EARLY = replace(WAN22, temporal_downsample=(True, True, False))
 FORMS = {"2.1": WAN21, "2.2": WAN22, "small": SMALL}
 config_by_name = pytest.mark.parametrize("config", FORMS.values(), ids=FORMS)
 
@@ -83,7 +85,8 @@ def pair(diffusers: ModuleType) -> Callable[[VAEConfig], tuple[VideoVAE, Any]]:
         options: dict[str, Any] = {
             "base_dim": config.encoder_dim, "decoder_base_dim": config.decoder_dim, "z_dim": config.latent_channels,
             "latents_mean": list(MEAN), "latents_std": list(STD), "is_residual": config.shortcuts,
-            "scale_factor_spatial": config.spatial_factor,
+            "scale_factor_spatial": config.spatial_factor, "dim_mult": list(config.multipliers),
+            "temperal_downsample": list(config.temporal_downsample), "num_res_blocks": config.blocks_per_stage,
         }  # fmt: skip
         if config.patch_size > 1:
             options |= {"in_channels": 12, "out_channels": 12, "patch_size": config.patch_size}
@@ -104,11 +107,11 @@ def statistics(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return torch.tensor(MEAN, dtype=dtype).view(shape), torch.tensor(STD, dtype=dtype).view(shape)
 
 
-both = pytest.mark.parametrize("config", [WAN21, WAN22], ids=["2.1", "2.2"])
+published = pytest.mark.parametrize("config", [WAN21, WAN22, EARLY], ids=["2.1", "2.2", "early time"])
 
 
 @pytest.mark.parity
-@both
+@published
 def test_encode_is_that_of_diffusers(config: VAEConfig, pair: Callable[..., tuple[VideoVAE, Any]]) -> None:
     """Mean, log variance and normalised latents of 13 frames agree with diffusers' in float32."""
     ours, theirs = pair(config)
@@ -122,35 +125,39 @@ def test_encode_is_that_of_diffusers(config: VAEConfig, pair: Callable[..., tupl
 
 
 @pytest.mark.parity
-@both
+@published
 def test_decode_is_that_of_diffusers(config: VAEConfig, pair: Callable[..., tuple[VideoVAE, Any]]) -> None:
     """Frames of four latent frames agree with diffusers' in float32, away from the clamp."""
     ours, theirs = pair(config)
     latents = draw_latents(config, 4)
     shift, scale = statistics()
     expected = theirs.decode(latents * scale + shift).sample
-    assert expected.std() > 0.05 and expected.abs().max() < 1
+    assert expected.std() > 0.01 and expected.abs().max() < 1
     assert difference(ours.decode(latents), expected) <= 1e-5
     assert difference(ours.decode(latents, chunk=3), expected) <= 1e-5
 
 
 @pytest.mark.parity
-@both
+@published
 def test_bfloat16_loses_no_more_than_diffusers(config: VAEConfig, pair: Callable[..., tuple[VideoVAE, Any]]) -> None:
-    """In bfloat16 our distance to float32 is at most twice that of diffusers, both ways."""
-    ours, theirs = pair(config)
+    """In bfloat16 our distance to float32 is at most twice that of diffusers, both ways, over three models."""
     half, shift, scale = torch.bfloat16, *statistics(torch.bfloat16)
-    frames, latents = draw_frames(config, 2).to(half), draw_latents(config, 2).to(half)
-    encoded, decoded = ours.encode(frames.float()), ours.decode(latents.float())
-    ours, theirs = ours.to(half), theirs.to(half)
-    found = ours.encode(frames), ours.decode(latents)
-    assert found[0].dtype == found[1].dtype == half
-    reference = (
-        (theirs.encode(frames).latent_dist.mode() - shift) / scale,
-        theirs.decode(latents * scale + shift).sample,
-    )
-    for mine, other, exact in zip(found, reference, (encoded, decoded), strict=True):
-        assert difference(mine, exact) <= 2 * difference(other, exact)
+    errors: list[tuple[float, ...]] = []
+    for _ in range(3):
+        ours, theirs = pair(config)
+        frames, latents = draw_frames(config, 2).to(half), draw_latents(config, 2).to(half)
+        exact = ours.encode(frames.float()), ours.decode(latents.float())
+        ours, theirs = ours.to(half), theirs.to(half)
+        found = ours.encode(frames), ours.decode(latents)
+        assert found[0].dtype == found[1].dtype == half
+        posterior = theirs.encode(frames).latent_dist
+        reference = (posterior.mode() - shift) / scale, theirs.decode(latents * scale + shift).sample
+        errors.append(
+            tuple(difference(*each) for answers in (found, reference) for each in zip(answers, exact, strict=True))
+        )
+    encode_ours, decode_ours, encode_theirs, decode_theirs = (sum(column) for column in zip(*errors, strict=True))
+    assert encode_ours <= 2 * encode_theirs
+    assert decode_ours <= 2 * decode_theirs
 
 
 # --- chunks and time --------------------------------------------------------------------------------------------
@@ -374,8 +381,8 @@ def smooth_latents(config: VAEConfig, height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("config", "size", "tile"),
-    [(WAN21, (5, 7), 4), (WAN21, (9, 13), 8), (SMALL, (11, 13), 10)],
-    ids=["2.1, just over a tile", "2.1", "small"],
+    [(WAN21, (5, 8), 4), (WAN21, (9, 13), 8), (SMALL, (11, 13), 10)],
+    ids=["2.1, one cell over and just two tiles", "2.1", "small"],
 )
 def test_tiles_leave_no_seams(config: VAEConfig, size: tuple[int, int], tile: int) -> None:
     """Where one tile takes over from the next, neighbours differ much less than where tiles are cut hard."""
@@ -397,7 +404,7 @@ def test_tiles_leave_no_seams(config: VAEConfig, size: tuple[int, int], tile: in
         steps = extra.diff(dim=3).abs().mean((0, 1, 2, 4)), extra.diff(dim=4).abs().mean((0, 1, 2, 3))
         return max(step.max().item() for step in steps)
 
-    # Measured 0.03 to 0.20 over random models; equal weights instead of ramps give 0.27 to 0.75.
+    # Measured 0.03 to 0.20 over random models; equal weights instead of ramps give 0.27 to 0.75, no overlap 1.
     assert jump(tiled) < 0.3 * jump(cut)
 
 

@@ -16,10 +16,11 @@ from rushes import Engine
 from rushes.starter.palette import LIGHTS, SUBJECTS, subject_color
 from rushes.starter.scene import ATTRIBUTES, CAMERAS, COLORS, MOTIONS, Scene
 from rushes.starter.train import evaluate as evaluation
-from rushes.starter.train import judges
+from rushes.starter.train import judges, practice
 from rushes.starter.train.analysis import color_inside, direction, psnr, seam
 from rushes.starter.train.evaluate import CHANCE, NEUTRAL_MOTIONS, TITLES, Scores, ask, evaluate, neutral_sets
-from rushes.starter.train.judges import Judge, Practice, Verdict, judge_clips, render_seen, seen_frames
+from rushes.starter.train.judges import Judge, Verdict, judge_clips
+from rushes.starter.train.practice import Practice, Shown, render_seen, seen_frames
 from rushes.starter.train.report import Report, Row, Tally, contact_sheet
 from rushes.starter.world import is_held_out, render, sample_scenes
 
@@ -91,7 +92,7 @@ def test_the_way_of_real_subjects_is_read(seed: int) -> None:
         color=("red", "purple", "pink", "yellow"),
         time=("day", "dawn"),
     )
-    clips = render_seen(scenes, 33)[0].float() / 255
+    clips = render_seen(scenes, 33).frames.float() / 255
     found = [direction(clip, s.color, s.time) for clip, s in zip(clips, scenes, strict=True)]
     assert sum(a == s.motion for a, s in zip(found, scenes, strict=True)) >= 11, list(zip(found, scenes, strict=True))
 
@@ -154,12 +155,12 @@ def test_neutral_first_frames_are_the_same_to_the_bit(seed: int) -> None:
 def test_the_frames_a_judge_sees_are_those_of_the_clip(seed: int, frames: int) -> None:
     """Rendering fewer frames at a slower rate draws the same moments; sizes are matched."""
     scenes = [scene.replace(second=None) for scene in sample_scenes(4, seed)]
-    seen, mask = render_seen(scenes, frames)
+    seen = render_seen(scenes, frames)
     full = render(scenes, frames=frames)
     step = (frames - 1) // 8
-    assert torch.equal(seen, full.frames[:, ::step]) and torch.equal(mask, full.mask[:, ::step])
+    assert torch.equal(seen.frames, full.frames[:, ::step]) and torch.equal(seen.mask, full.mask[:, ::step])
     clip = seen_frames(full.frames[0])
-    assert torch.equal(clip, seen[0].permute(0, 3, 1, 2).float() / 255)
+    assert torch.equal(clip, seen.frames[0].permute(0, 3, 1, 2).float() / 255)
     assert seen_frames(torch.rand(frames, 40, 64, 3)).shape == clip.shape
     with pytest.raises(ValueError, match="frames is 12"):
         render_seen(scenes, 12)
@@ -167,21 +168,47 @@ def test_the_frames_a_judge_sees_are_those_of_the_clip(seed: int, frames: int) -
 
 def test_a_subject_moved_far_away_is_not_in_the_frame(seed: int) -> None:
     """The judge's clips without a subject have none, under every camera move."""
-    scenes = [s.replace(second=None, x=judges.FAR_AWAY) for s in sample_scenes(64, seed)]
-    assert not render_seen(scenes, 33)[1].any()
+    scenes = [s.replace(second=None, x=practice.FAR_AWAY) for s in sample_scenes(64, seed)]
+    assert not render_seen(scenes, 33).mask.any()
 
 
 def test_backward_and_mirrored_clips_get_the_other_label() -> None:
     """Both twice gives the label back; what has no other way round stays."""
     names = {"motion": MOTIONS, "camera": CAMERAS}
-    for pairs in (judges.BACKWARDS, judges.MIRRORED):
+    for pairs in (practice.BACKWARDS, practice.MIRRORED):
         for name, classes in names.items():
             for label in range(-1, len(classes)):
                 labels = {"motion": -1, "camera": -1, name: label}
-                turned = judges._turned(labels, pairs)
-                assert judges._turned(turned, pairs) == labels and (label < 0) == (turned[name] < 0)
-    turned = judges._turned({"motion": MOTIONS.index("approach"), "camera": CAMERAS.index("orbit")}, judges.BACKWARDS)
+                turned = practice.turned(labels, pairs)
+                assert practice.turned(turned, pairs) == labels and (label < 0) == (turned[name] < 0)
+    turned = practice.turned(
+        {"motion": MOTIONS.index("approach"), "camera": CAMERAS.index("orbit")}, practice.BACKWARDS
+    )
     assert turned == {"motion": MOTIONS.index("recede"), "camera": CAMERAS.index("orbit")}
+
+
+def test_a_clip_turned_round_keeps_its_truth(seed: int) -> None:
+    """Mask and path of backward, mirrored and held clips are those of their own frames."""
+    scene = scenes_with(seed, 1, motion="left", camera="pan_right")[0]
+    drawn = render_seen([scene], 33)
+    cells = torch.nn.functional.avg_pool2d(drawn.mask[:, list(practice.LOOKS)].float(), 4)
+    path = torch.cat((drawn.shifts, drawn.subject), dim=2)
+    labels = {"motion": MOTIONS.index("left"), "camera": CAMERAS.index("pan_right"), "present": 1}
+    shown = Shown(drawn.frames[0], cells[0], path[0], labels)
+    back, mirror, held = shown.backwards(), shown.mirrored(), shown.held(1)
+    assert torch.equal(back.frames[2], shown.frames[6]) and torch.equal(back.mask[0], shown.mask[1])
+    assert torch.equal(back.path[-1] - back.path[0], shown.path[0] - shown.path[-1])
+    assert torch.equal(mirror.frames[:, :, 0], shown.frames[:, :, -1])
+    assert torch.equal(mirror.mask.flip(2), shown.mask)
+    moved, mirrored = shown.path[-1] - shown.path[0], mirror.path[-1] - mirror.path[0]
+    assert torch.allclose(mirrored[[0, 3]], -moved[[0, 3]]) and torch.allclose(
+        mirrored[[1, 2, 4, 5]], moved[[1, 2, 4, 5]]
+    )
+    assert (held.frames == shown.frames[6]).all() and (held.mask == shown.mask[1]).all()
+    assert (held.path == held.path[:1]).all()
+    assert MOTIONS[held.labels["motion"]] == "still" and CAMERAS[held.labels["camera"]] == "static"
+    assert MOTIONS[back.labels["motion"]] == MOTIONS[mirror.labels["motion"]] == "right"
+    assert CAMERAS[back.labels["camera"]] == CAMERAS[mirror.labels["camera"]] == "pan_left"
 
 
 def test_worn_clips_stay_pictures(seed: int) -> None:
@@ -189,22 +216,22 @@ def test_worn_clips_stay_pictures(seed: int) -> None:
     clip = torch.rand(3, 3, 80, 128)
     dice = torch.Generator().manual_seed(seed)
     for _ in range(6):
-        worn = judges.wear(clip.clone(), dice)
+        worn = practice.wear(clip.clone(), dice)
         assert worn.shape == clip.shape and float(worn.min()) >= 0 and float(worn.max()) <= 1
-    blurred = judges._blurred(clip, 1.5)
+    blurred = practice._blurred(clip, 1.5)
     assert float(blurred.mean()) == pytest.approx(float(clip.mean()), abs=5e-3)
     assert float(blurred.std()) < 0.5 * float(clip.std())
-    matrix = judges._blur_matrix(80, 0.3, clip)
+    matrix = practice._blur_matrix(80, 0.3, clip)
     assert not ((matrix > 0) & (matrix < 1e-5)).any()
 
 
 def test_a_small_set_is_learnt(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss falls by half in forty steps on sixteen clips: every part of the judge is connected."""
-    monkeypatch.setattr(judges, "POOL", 16)
+    monkeypatch.setattr(practice, "POOL", 16)
     torch.manual_seed(seed)
-    practice, judge = Practice(seed, "cpu"), Judge()
-    practice.add(16)
-    sample = practice.draw(16)
+    clips, judge = Practice(seed, "cpu"), Judge()
+    clips.add(16)
+    sample = clips.draw(16)
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3)
     values = []
     for _ in range(40):
@@ -220,14 +247,14 @@ def test_a_small_set_is_learnt(seed: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_judge_is_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second call trains nothing; a file of another version is not trusted."""
-    monkeypatch.setattr(judges, "POOL", 8)
+    monkeypatch.setattr(practice, "POOL", 8)
     first = judges.load_judge(tmp_path, 1e-6)
     monkeypatch.setattr(judges, "train_judge", lambda *a, **k: pytest.fail("trained again"))
     again = judges.load_judge(tmp_path, 1e-6)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    clip = torch.rand(judges.SEEN, 3, 80, 128)
+    clip = torch.rand(practice.SEEN, 3, 80, 128)
     a, b = judge_clips(first, [clip])[0], judge_clips(again, [clip])[0]
-    assert a.classes == b.classes and torch.equal(a.mask, b.mask) and a.mask.shape == (len(judges.LOOKS), 80, 128)
+    assert a.classes == b.classes and torch.equal(a.mask, b.mask) and a.mask.shape == (len(practice.LOOKS), 80, 128)
     monkeypatch.setattr(judges, "VERSION", "another")
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         judges.load_judge(tmp_path, 1e-6)
@@ -235,7 +262,7 @@ def test_the_judge_is_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_each_question_is_asked_only_where_it_has_one_answer(seed: int) -> None:
     """Motion under a static camera, camera with a still subject; everything else always."""
-    clip, nothing = torch.zeros(9, 3, 80, 128), torch.zeros(len(judges.LOOKS), 80, 128, dtype=torch.bool)
+    clip, nothing = torch.zeros(9, 3, 80, 128), torch.zeros(len(practice.LOOKS), 80, 128, dtype=torch.bool)
     scenes = [s.replace(second=None) for s in sample_scenes(60, seed)]
     scores = Scores()
     for number, scene in enumerate(scenes):
@@ -285,7 +312,7 @@ def test_a_sheet_holds_its_strips_under_their_words(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_everything_is_measured_and_written(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny random model through the whole evaluation: all rows, both sheets, the report on disk."""
-    monkeypatch.setattr(judges, "POOL", 8)
+    monkeypatch.setattr(practice, "POOL", 8)
     monkeypatch.setattr(evaluation, "KNOWN", 5)
     monkeypatch.setattr(evaluation, "full_caption", lambda scene: "a red ball rolls to the right")  # its text is short
     said: list[str] = []

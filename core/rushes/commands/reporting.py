@@ -148,6 +148,8 @@ class TerminalReporter(Reporter):
         if progress.seconds_per_step > 0:
             pace = f"{progress.seconds_per_step:.2f} s/step, {format_seconds(progress.remaining)} left"
         self._bar.update(self._task, completed=progress.step, total=progress.steps, pace=pace)
+        if progress.step >= progress.steps:
+            self._bar.refresh()  # a phase shorter than the bar's own beat is shown too
 
 
 def make_reporter(as_json: bool) -> Reporter:

@@ -57,8 +57,7 @@ class Card:
     """What a bundle is.
 
     vocabulary: the words it knows. preview: linear map [channels + 1][3] of latents to sRGB, the last row added.
-    trained_frames: longest clip it has seen. summary: whether the image token is the mean of the text's rows.
-    training: how it was made, for people.
+    trained_frames: longest clip it has seen. training: how it was made, for people.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Card:
     trained_frames: int
     max_frames: int
     max_pixels: int
-    summary: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:

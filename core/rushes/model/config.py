@@ -20,6 +20,7 @@ class TransformerConfig:
     image_dim: width of CLIP image tokens (Wan 2.1 image-to-video), None without them.
     image_positions: rows of the learned position table of first-and-last-frame models, 0 without.
     vace_in_channels, vace_layers: control branch (VACE), 0 and () without.
+    pooled_dim: width of a pooled text vector added to the time embedding, 0 without. Not in Wan; see starter/README.
     """
 
     dim: int
@@ -37,6 +38,7 @@ class TransformerConfig:
     image_positions: int = 0
     vace_in_channels: int = 0
     vace_layers: tuple[int, ...] = ()
+    pooled_dim: int = 0
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -209,6 +211,7 @@ def infer_transformer_config(shapes: Shapes, *, heads: int | None = None, text_l
         text_len=text_len,
         image_dim=shapes["img_emb.proj.1.weight"][1] if has_image else None,
         image_positions=shapes["img_emb.emb_pos"][1] if "img_emb.emb_pos" in shapes else 0,
+        pooled_dim=shapes["pooled_embedding.1.weight"][1] if "pooled_embedding.1.weight" in shapes else 0,
         vace_in_channels=required_shape(shapes, "vace_patch_embedding.weight", what, 5)[1] if vace_layers else 0,
         vace_layers=vace_layers,
     )

@@ -38,6 +38,7 @@ class Context:
 
     text: Tensor  # [B, text_len, dim]
     image: Tensor | None = None  # [B, image tokens, dim]
+    pooled: Tensor | None = None  # [B, 1, dim]
     cache: dict[nn.Module, list[KeyValue]] | None = None
 
 
@@ -120,7 +121,7 @@ class Block(nn.Module):
         super().__init__()
         dim, eps = config.dim, config.eps
         self.eps = eps
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 6, dim), std=dim**-0.5))
         self.self_attn = SelfAttention(dim, config.heads, eps)
         self.norm3 = nn.LayerNorm(dim, eps)
         self.cross_attn = CrossAttention(dim, config.heads, eps, config.image_dim is not None)
@@ -150,7 +151,7 @@ class Head(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.eps = config.eps
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, config.dim), std=config.dim**-0.5))
         self.head = nn.Linear(config.dim, config.patch_size**2 * config.out_channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -198,19 +199,28 @@ class Transformer(nn.Module):
         self.head = Head(config)
         if config.image_dim is not None:
             self.img_emb = ImageEmbedding(config)
+        if config.pooled_dim:
+            self.pooled_embedding = nn.Sequential(
+                nn.LayerNorm(config.pooled_dim), nn.Linear(config.pooled_dim, dim), nn.GELU(), nn.Linear(dim, dim)
+            )
         if config.vace_layers:
             self.vace_patch_embedding = nn.Conv3d(config.vace_in_channels, dim, patch, stride=patch)
             self.vace_blocks = nn.ModuleList(VaceBlock(config, first=i == 0) for i in range(len(config.vace_layers)))
 
-    def context(self, text: Tensor, image: Tensor | None = None, cache: bool = False) -> Context:
-        """Embed text [B, <= text_len, text_dim] (zero-padded here) and CLIP tokens [B, n, image_dim] for all steps."""
+    def context(
+        self, text: Tensor, image: Tensor | None = None, cache: bool = False, pooled: Tensor | None = None
+    ) -> Context:
+        """Embed once for all steps: text [B, <= text_len, text_dim] (zero-padded here), CLIP tokens [B, n, image_dim],
+        pooled text [B, 1, pooled_dim]. cache: keep keys and values over the steps.
+        """
         if text.shape[1] > self.config.text_len:
             raise ValueError(
                 f"text: got {text.shape[1]} tokens; at most {self.config.text_len}, the model's text_len, are allowed"
             )
         text = F.pad(text, (0, 0, 0, self.config.text_len - text.shape[1]))
         embedded = self.img_emb(image) if image is not None else None
-        return Context(self.text_embedding(text), embedded, {} if cache else None)
+        pooled = self.pooled_embedding(pooled) if pooled is not None else None
+        return Context(self.text_embedding(text), embedded, pooled, {} if cache else None)
 
     def forward(
         self,
@@ -227,7 +237,7 @@ class Transformer(nn.Module):
         """
         x, grid = self._tokens(self.patch_embedding, latents)
         rope = rope_table(grid, self.config.rope_dims, x.device)
-        time, time_blocks = self._time(timestep, x.dtype)
+        time, time_blocks = self._time(timestep, context.pooled, x.dtype)
         hints = self._hints(control, x, time_blocks, rope, context, on_block)
         for i, block in enumerate(self.blocks):
             if on_block is not None:
@@ -243,7 +253,7 @@ class Transformer(nn.Module):
         # Contiguous, or every sum of every block would keep the layout of the convolution, channels outermost.
         return x.flatten(2).transpose(1, 2).contiguous(), (T, H, W)  # [B, L, dim]
 
-    def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _time(self, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Embedding [B, n, dim] for the head and [B, n, 6, dim] for the blocks."""
         if timestep.ndim == 1:
             timestep = timestep[:, None]  # [B, 1]
@@ -252,6 +262,8 @@ class Transformer(nn.Module):
         angles = timestep.double()[..., None] * rates
         wave = torch.cat((angles.cos(), angles.sin()), dim=-1)  # [B, n, freq_dim]
         time = self.time_embedding(wave.to(next(self.time_embedding.parameters()).dtype))
+        if pooled is not None:
+            time = time + pooled
         return time.to(dtype), self.time_projection(time).unflatten(-1, (6, -1)).to(dtype)
 
     def _hints(

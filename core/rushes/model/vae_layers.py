@@ -39,7 +39,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        # Squares summed, because a norm over a dimension that is not the last is several times slower on a CPU.
+        length = x.float().square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
         gain = self.gamma.shape[0] ** 0.5 / length  # [B, 1, T, H, W]
         return x * gain.to(x.dtype) * self.gamma.to(x.dtype)
 

@@ -49,7 +49,7 @@ struct Attention {
     void* workspace;           // 64-byte aligned, attention_workspace_bytes() or more
     std::size_t workspace_bytes;
     std::int32_t threads;
-    // Asked between tiles, by the calling thread alone; other than 0 stops the call, `out` is then undefined. May be null.
+    // Asked between tiles, by the calling thread alone; other than 0 stops the call, with `out` undefined. May be null.
     std::int32_t (*cancelled)(void* context);
     void* cancel_context;
 };

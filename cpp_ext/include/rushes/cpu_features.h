@@ -15,7 +15,7 @@ struct CpuFeatures {
     bool avx512dq = false;
     bool avx512vl = false;
     bool avx512_bf16 = false;
-    // Linux also wants each process to ask for the tile registers (arch_prctl ARCH_REQ_XCOMP_PERM) before the first use.
+    // Linux also wants each process to ask for the tile registers (arch_prctl ARCH_REQ_XCOMP_PERM) before first use.
     bool amx_bf16 = false;
     bool neon = false;
 };

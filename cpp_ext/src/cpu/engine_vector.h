@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright Contributors to the Rushes project
 //
-// Products by vector registers. A step holds Rows x Vectors sums of 16 in registers; per word of depth it loads `Vectors`
-// vectors of the packed side and broadcasts one word of each row. Dot says what a word is: a float32, or two bfloat16.
+// Products by vector registers. A step holds Rows x Vectors sums of 16 in registers; per word of depth it loads
+// `Vectors` vectors of the packed side and broadcasts one word of each row.
+// Dot says what a word is: a float32, or two bfloat16.
 #pragma once
 
 #include "tile.h"
@@ -28,7 +29,7 @@ struct VectorEngine : D {
             RUSHES_UNROLL
             for (int r = 0; r < kRows; ++r) {
                 const typename D::Packed one = D::broadcast(a + r * a_row + i);
-            RUSHES_UNROLL
+                RUSHES_UNROLL
                 for (int n = 0; n < kVectors; ++n) sums[r][n] = D::accumulate(one, packed[n], sums[r][n]);
             }
         }
@@ -37,36 +38,40 @@ struct VectorEngine : D {
     template <int kRows, int kVectors>
     static void keys_step(const Word* q, std::int64_t depth, const Word* const* k, float* scores, std::int64_t ld) {
         F sums[kRows][kVectors];
-            RUSHES_UNROLL
+        RUSHES_UNROLL
         for (int r = 0; r < kRows; ++r)
             RUSHES_UNROLL
             for (int n = 0; n < kVectors; ++n) sums[r][n] = V::zero();
         steps<kRows, kVectors>(sums, q, depth, k, 16, depth);
-            RUSHES_UNROLL
+        RUSHES_UNROLL
         for (int r = 0; r < kRows; ++r)
             RUSHES_UNROLL
             for (int n = 0; n < kVectors; ++n) V::store(scores + r * ld + n * 16, sums[r][n]);
     }
 
+    // A block's sum starts at zero and is added at the end: thousands of keys one after another would lose more bits.
     template <int kRows, int kVectors>
     static void values_step(const Word* p, std::int64_t p_row, const Word* const* v, std::int64_t count,
                             std::int64_t offset, float* out, std::int64_t ld, bool first) {
         constexpr std::int64_t kKeyWords = kStripKeys / D::kPair;
         F sums[kRows][kVectors];
-            RUSHES_UNROLL
+        RUSHES_UNROLL
         for (int r = 0; r < kRows; ++r)
             RUSHES_UNROLL
-            for (int n = 0; n < kVectors; ++n) sums[r][n] = first ? V::zero() : V::load(out + r * ld + n * 16);
+            for (int n = 0; n < kVectors; ++n) sums[r][n] = V::zero();
         for (std::int64_t s = 0; s < count; ++s) {
             const Word* panel[kVectors];
             RUSHES_UNROLL
             for (int n = 0; n < kVectors; ++n) panel[n] = v[s] + offset * kKeyWords + n * 16;
             steps<kRows, kVectors>(sums, p + s * kKeyWords, p_row, panel, kVectors * 16, kKeyWords);
         }
-            RUSHES_UNROLL
+        RUSHES_UNROLL
         for (int r = 0; r < kRows; ++r)
             RUSHES_UNROLL
-            for (int n = 0; n < kVectors; ++n) V::store(out + r * ld + n * 16, sums[r][n]);
+            for (int n = 0; n < kVectors; ++n) {
+                float* target = out + r * ld + n * 16;
+                V::store(target, first ? sums[r][n] : V::add(sums[r][n], V::load(target)));
+            }
     }
 
     // Full register blocks of rows, then one narrower block for the rest.

@@ -11,7 +11,8 @@
 namespace rushes::cpu {
 namespace {
 
-// One row of `channels` (a multiple of 8) at element `offset` to float32. Writes whole sixteens: target has room for them.
+// One row of `channels` (a multiple of 8) at element `offset` to float32. Writes whole sixteens, for which
+// target has room.
 template <class V>
 void load_row(Dtype dtype, const void* base, std::int64_t offset, std::int64_t stride, std::int64_t channels,
               float* target) {

@@ -10,8 +10,8 @@
 // Layout     Everything packed is in 32-bit words: one float32, or two bfloat16 that are neighbours along the dimension
 //            that a product sums over. k strip: [strip_keys / 16][depth words][16 keys]. v strip, by panels of
 //            kPanelVectors x 16 channels (the last may be narrower): [panel][key words][channels of the panel].
-// Products   An Engine multiplies `rows` rows with a block: engine_vector.h holds registers of rows x strips, engine_amx.h
-//            uses tiles. Both see the same layout, and a new one needs nothing else.
+// Products   An Engine multiplies `rows` rows with a block: engine_vector.h holds registers of rows x strips,
+//            amx_bf16.cpp uses tiles. Both see the same layout, and a new one needs nothing else.
 // Tails      Keys that a strip lacks are zeros and get the score -inf; channels are padded with zeros.
 // Limits     head_dim 8 ... 256 in steps of 8. Float32 numbers under 2^-126 count as zero on x86 (driver.cpp says why).
 // Not here   Masks, dropout, gradients. Splitting a row's keys over threads: bits would depend on how many there are.
@@ -44,16 +44,17 @@ namespace {
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kRescaleAbove = 8.0f;  // in powers of two
 
-// 2^x on [0, 1), minimax in relative error: 7.5e-8 for float32 weights; 7.5e-5, a fiftieth of a rounding, for bfloat16.
+// 2^x on [0, 1), minimax in relative error: 2e-9 for float32 weights; 7.5e-5, a fiftieth of a rounding, for bfloat16.
 template <class V, bool kFine>
 RUSHES_INLINE typename V::F exp2_of(typename V::F x) {
     return V::exp2(x, [](typename V::F r) {
         if constexpr (kFine) {
-            typename V::F p = V::fma(r, V::set(0.00187757669f), V::set(0.00898933969f));
-            p = V::fma(r, p, V::set(0.0558263175f));
-            p = V::fma(r, p, V::set(0.240153611f));
-            p = V::fma(r, p, V::set(0.693153083f));
-            return V::fma(r, p, V::set(0.99999994f));
+            typename V::F p = V::fma(r, V::set(0.000217022549f), V::set(0.00124396873f));
+            p = V::fma(r, p, V::set(0.00967884064f));
+            p = V::fma(r, p, V::set(0.0554833412f));
+            p = V::fma(r, p, V::set(0.24022983f));
+            p = V::fma(r, p, V::set(0.693147004f));
+            return V::fma(r, p, V::set(1.0f));
         } else {
             typename V::F p = V::fma(r, V::set(0.0780245215f), V::set(0.226067156f));
             p = V::fma(r, p, V::set(0.695833564f));
@@ -69,7 +70,7 @@ struct Work {
     float* maxima;   // [rows], times scale and log2(e)
     float* weights;  // [rows], sum of the weights
     float* scores;   // [group rows][block keys]
-    Word* p;         // [group rows][block key words]; the scores themselves for float32
+    Word* p;         // [group rows][key words]; the scores themselves for float32
     float* row;      // one row in float32
 };
 
@@ -77,6 +78,9 @@ template <class E>
 struct Tile {
     using V = typename E::Vector;
     static constexpr std::int64_t kBlockKeys = E::kBlockStrips * E::kStripKeys;
+    // Rows one cache line longer than the block: at a power of two they would share a few sets of the cache.
+    static constexpr std::int64_t kScoreRow = kBlockKeys + 16;
+    static constexpr std::int64_t kWeightRow = E::kPair == 1 ? kScoreRow : kBlockKeys / 2 + 16;
     static constexpr std::int64_t kGroup = E::kGroupRows < E::kTileRows ? E::kGroupRows : E::kTileRows;
 
     static std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -93,9 +97,9 @@ struct Tile {
         w.sums = reinterpret_cast<float*>(take(E::kTileRows * channels));
         w.maxima = reinterpret_cast<float*>(take(E::kTileRows));
         w.weights = reinterpret_cast<float*>(take(E::kTileRows));
-        w.scores = reinterpret_cast<float*>(take(kGroup * kBlockKeys));
+        w.scores = reinterpret_cast<float*>(take(kGroup * kScoreRow));
         w.p = E::kPair == 1 ? reinterpret_cast<Word*>(w.scores)
-                            : reinterpret_cast<Word*>(take(kGroup * kBlockKeys / E::kPair));
+                            : reinterpret_cast<Word*>(take(kGroup * kWeightRow));
         w.row = reinterpret_cast<float*>(take(Layout<E>::row_words(head_dim)));
         return at;
     }
@@ -110,11 +114,11 @@ struct Tile {
         for (std::int64_t s = 0; s < count; ++s)
             for (std::int64_t r = 0; strips[s].valid < E::kStripKeys && r < rows; ++r)
                 for (std::int64_t j = strips[s].valid; j < E::kStripKeys; ++j)
-                    scores[r * kBlockKeys + s * E::kStripKeys + j] = -INFINITY;
+                    scores[r * kScoreRow + s * E::kStripKeys + j] = -INFINITY;
     }
 
     // Scores of one row to weights, with its running maximum and sum; scales its sums when the maximum has moved far.
-    static RUSHES_INLINE void soften(float* scores, std::int64_t keys, Word* p, float factor, bool first,
+    static RUSHES_INLINE void soften(const float* scores, std::int64_t keys, Word* p, float factor, bool first,
                                      std::int64_t channels, float& maximum, float& weight, float* sums) {
         using F = typename V::F;
         F high = V::load(scores), high2 = high;
@@ -165,12 +169,12 @@ struct Tile {
         }
         for (std::int64_t r0 = 0; r0 < t.rows; r0 += kGroup) {
             const std::int64_t rows = t.rows - r0 < kGroup ? t.rows - r0 : kGroup;
-            E::multiply_keys(w.q + r0 * depth, depth, rows, k, count, w.scores, kBlockKeys);
+            E::multiply_keys(w.q + r0 * depth, depth, rows, k, count, w.scores, kScoreRow);
             mask_tails(strips, count, rows, w.scores);
             for (std::int64_t r = 0; r < rows; ++r)
-                soften(w.scores + r * kBlockKeys, keys, w.p + r * (kBlockKeys / E::kPair), factor, first, channels,
+                soften(w.scores + r * kScoreRow, keys, w.p + r * kWeightRow, factor, first, channels,
                        w.maxima[r0 + r], w.weights[r0 + r], w.sums + (r0 + r) * channels);
-            E::multiply_values(w.p, kBlockKeys / E::kPair, rows, v, count, w.sums + r0 * channels, channels, first);
+            E::multiply_values(w.p, kWeightRow, rows, v, count, w.sums + r0 * channels, channels, first);
         }
     }
 
@@ -178,8 +182,8 @@ struct Tile {
         Work w;
         carve(static_cast<char*>(scratch), t.head_dim, w);
         const std::int64_t depth = Layout<E>::depth_words(t.head_dim), channels = Layout<E>::channels(t.head_dim);
-        // A negative scale turns the largest score into the smallest, so its sign goes into q. Zero would make NaN of the
-        // -inf of the tails; the smallest factor gives the same weights.
+        // A negative scale turns the largest score into the smallest, so its sign goes into q. Zero would make NaN of
+        // the -inf of the tails; the smallest factor gives the same weights.
         float factor = (t.scale < 0 ? -t.scale : t.scale) * kLog2E;
         if (!(factor > 1e-37f)) factor = 1e-37f;
         for (std::int64_t r = 0; r < t.rows; ++r) {

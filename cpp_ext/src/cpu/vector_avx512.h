@@ -25,7 +25,7 @@ struct Avx512 {
     static float horizontal_max(F a) { return _mm512_reduce_max_ps(a); }
     static float horizontal_sum(F a) { return _mm512_reduce_add_ps(a); }
 
-    // scalef multiplies by 2^floor(x), so the fraction is taken against the floor as well; it underflows to zero itself.
+    // scalef multiplies by 2^floor(x), so the fraction is taken against the floor too; it underflows to zero itself.
     template <class Polynomial>
     static F exp2(F x, Polynomial polynomial) {
         const F fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);

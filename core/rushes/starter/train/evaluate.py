@@ -26,7 +26,8 @@ from rushes.starter.captions import full_caption
 from rushes.starter.scene import ATTRIBUTES, FOCAL, MOTIONS, Scene
 from rushes.starter.train import vae as vae_stage
 from rushes.starter.train.analysis import color_inside, direction, psnr, seam
-from rushes.starter.train.judges import LOOKS, SIZE, Judge, Verdict, judge_clips, load_judge, render_seen, seen_frames
+from rushes.starter.train.judges import Judge, Verdict, judge_clips, load_judge
+from rushes.starter.train.practice import LOOKS, SIZE, render_seen, seen_frames
 from rushes.starter.train.report import Report, Row, Tally, classes_line, contact_sheet
 from rushes.starter.world import render, sample_scenes
 
@@ -149,7 +150,7 @@ def judge_real(judge: Judge, scenes: Sequence[Scene], frames: int, device: str) 
     scores, still, static = Scores(), 0, 0
     for start in range(0, len(scenes), 32):
         some = scenes[start : start + 32]
-        clips = render_seen(some, frames, device)[0].cpu().permute(0, 1, 4, 2, 3).float() / 255
+        clips = render_seen(some, frames, device).frames.cpu().permute(0, 1, 4, 2, 3).float() / 255
         for row, verdict in enumerate(judge_clips(judge, list(clips))):
             scores.add(some[row], clips[row], verdict, start + row)
         held = [clip[:1].expand_as(clip) for clip in clips]
@@ -195,7 +196,7 @@ def _bytes(frames: Tensor) -> Tensor:
 
 def _real_strips(scenes: Sequence[Scene], frames: int) -> Iterable[tuple[str, Tensor]]:
     for number in sorted(_shown(len(scenes))):
-        yield full_caption(scenes[number]), render_seen([scenes[number]], frames)[0][0]
+        yield full_caption(scenes[number]), render_seen([scenes[number]], frames).frames[0]
 
 
 def _row(name: str, scores: Scores, ceiling: Scores) -> Row:
@@ -267,7 +268,7 @@ def _image_rows(
 
 
 def _seen_real(scene: Scene, frames: int) -> Tensor:
-    return render_seen([scene], frames)[0][0]
+    return render_seen([scene], frames).frames[0]
 
 
 class _Extension(Engine):

@@ -34,6 +34,7 @@ from rushes.starter.train.run import (
     rate,
     save_state,
 )
+from rushes.starter.train.text import teach_text
 
 MUON_RATE = 0.012
 ADAM_RATE = 1.5e-3
@@ -72,14 +73,19 @@ class Starter(nn.Module):
 
     def forward(self, latents: Tensor, timestep: Tensor, prompts: list[list[int]]) -> Tensor:
         text = self.text.encode(prompts, TEXT_LEN)
-        return self.transformer(latents, timestep, self.transformer.context(text, summarize(text)))
+        return self.transformer(latents, timestep, self.transformer.context(text, pooled=summarize(text)))
 
 
 class Batches:
     """Random batches of one clip length each, from the shards; every process draws its own."""
 
-    def __init__(self, data: Latents, mean: list[float], std: list[float], seed: int, device: str) -> None:
-        self._dice = torch.Generator().manual_seed(seed)
+    def __init__(
+        self, data: Latents, mean: list[float], std: list[float], seed: int, device: str, rank: int = 0
+    ) -> None:
+        self._dice = torch.Generator().manual_seed(seed + 7919 * rank)
+        self._lengths = torch.Generator().manual_seed(
+            seed
+        )  # equal in all processes, or the one would wait for the other
         self._device = device
         shift, scale = torch.tensor(mean)[:, None, None, None], torch.tensor(std)[:, None, None, None]
         self._clips = (data.clips.float() - shift) / scale
@@ -90,7 +96,7 @@ class Batches:
     def draw(self, count: int) -> dict[str, Tensor | list[list[int]]]:
         """clean, noisy [B, C, T, h, w]; velocity; timestep [B, T]; weight [B, 1, T, h, w]; cover; shifts; prompts."""
         dice = self._dice
-        which = 0 if torch.rand((), generator=dice) < 0.5 else 1
+        which = 0 if torch.rand((), generator=self._lengths) < 0.5 else 1
         T = LENGTHS[which]
         picks = torch.randint(len(self._scenes), (count,), generator=dice)
         clean = self._clips[picks, :, :T].clone()
@@ -131,7 +137,7 @@ def _levels(count: int, T: int, dice: torch.Generator) -> Tensor:
     per_frame = torch.rand(count, 1, generator=dice) < GIVEN[5]
     normal = torch.randn(count, T, generator=dice)
     uniform = torch.rand(count, T, generator=dice)
-    level = torch.where(torch.rand(count, 1, generator=dice) < 0.1, uniform, torch.sigmoid(0.6 + 1.2 * normal))
+    level = torch.where(torch.rand(count, 1, generator=dice) < 0.1, uniform, torch.sigmoid(1.0 + 1.2 * normal))
     return torch.where(per_frame, level, level[:, :1].expand(-1, T))
 
 
@@ -172,6 +178,7 @@ def train_model(options: Options, team: Team) -> None:
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     optimizer = Optimizers(model, matrices, MUON_RATE, ADAM_RATE)
     clock, step, path = Clock(options.minutes * 60), 0, options.folder / "model_state.pt"
+    log = Log(options.folder / "model_log.txt", team, clock)
     data = read_latents(options.folder)
     mean, std = statistics(data)
     if (state := load_state(path, options.device)) is not None:
@@ -180,8 +187,11 @@ def train_model(options: Options, team: Team) -> None:
         optimizer.load(state["optimizer"])
         average.steps, step, clock.elapsed = state["step"], state["step"], state["elapsed"]
         mean, std, words = state["mean"], state["std"], state["words"]
-    batches = Batches(data, mean, std, options.seed + 31 * step + 7919 * team.rank, options.device)
-    log, means = Log(options.folder / "model_log.txt", team, clock), Means()
+    else:
+        teach_text(model.text, model.transformer.pooled_embedding, options.seed, log)
+        average.model.load_state_dict(model.state_dict())
+    batches = Batches(data, mean, std, options.seed + 31 * step, options.device, team.rank)
+    means = Means()
     saved = logged = time.monotonic()
     clock.skip()
     while (progress := team.lead(clock.progress)) < 1:

@@ -49,7 +49,6 @@ def pack(folder: Path, path: Path, name: str = "starter") -> Card:
         trained_frames=FRAMES,
         max_frames=MAX_FRAMES,
         max_pixels=MAX_PIXELS,
-        summary=True,
         training=_record(state, vae_state),
     )
     parts = {"transformer": starter.transformer, "vae": vae, "text": starter.text}

@@ -137,7 +137,7 @@ class Optimizers:
     Convolutions take part as matrices of [out, in x kernel]: views that share the weights' memory.
     """
 
-    def __init__(self, model: nn.Module, matrices: Iterable[nn.Parameter], muon: float, adam: float) -> None:
+    def __init__(self, model: nn.Module, matrices: Iterable[Tensor], muon: float, adam: float) -> None:
         self._weights = [p for p in matrices if p.ndim >= 2]
         self._views = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self._weights]
         taken = {id(p) for p in self._weights}
