@@ -12,6 +12,7 @@ import torch
 from rushes import Engine, Shot
 from rushes.starter.captions import vocabulary
 from rushes.starter.train import latents as latents_stage
+from rushes.starter.train import text as text_stage
 from rushes.starter.train import vae as vae_stage
 from rushes.starter.train.latents import LENGTHS, Latents, make_latents, read_latents, statistics
 from rushes.starter.train.model import GIVEN, Batches, Starter, _given, _levels, losses, train_model
@@ -38,6 +39,7 @@ def test_all_stages_end_in_a_model_that_makes_clips(tmp_path: Path, monkeypatch:
     """VAE, latents, transformer, packing: the file loads by its card and makes frames of the right shape."""
     monkeypatch.setattr(vae_stage, "POOL", 16)
     monkeypatch.setattr(latents_stage, "SHARD", 8)
+    monkeypatch.setattr(text_stage, "STEPS", 8)
     options = Options(folder=tmp_path, minutes=0.05, batch=2)
     train_vae(options, Team(0, 1))
     make_latents(options, Team(0, 1), clips=8)

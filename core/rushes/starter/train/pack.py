@@ -23,7 +23,7 @@ from rushes.starter.train.vae import load_vae
 from rushes.starter.world import render, sample_scenes
 
 SIZE = (128, 80)
-DEFAULTS = Defaults(size=SIZE, frames=FRAMES, fps=str(FPS), steps=16, guidance=3.0, shift=2.0)
+DEFAULTS = Defaults(size=SIZE, frames=FRAMES, fps=str(FPS), steps=16, guidance=4.0, shift=2.0)
 MAX_FRAMES = 513
 MAX_PIXELS = 512 * 512
 

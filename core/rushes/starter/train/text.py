@@ -28,7 +28,7 @@ LEARNING_RATE = 2e-3
 TOLD = ("time", "setting", "kind", "color", "motion", "camera")
 
 
-def teach_text(encoder: TextEncoder, reader: nn.Sequential, seed: int, log: Log, steps: int = STEPS) -> None:
+def teach_text(encoder: TextEncoder, reader: nn.Sequential, seed: int, log: Log) -> None:
     """Train the encoder on captions alone, and set the reader's first layer to what was learnt; both in place.
 
     reader: the transformer's projection of the summary (norm, linear, GELU, linear). The log tells the share of right
@@ -44,8 +44,8 @@ def teach_text(encoder: TextEncoder, reader: nn.Sequential, seed: int, log: Log,
         heads = nn.ModuleDict({name: nn.Linear(encoder.config.dim, len(ATTRIBUTES[name])) for name in TOLD})
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate(step / steps)
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate(step / STEPS)
         picks = torch.randint(len(scenes), (BATCH,), generator=dice)
         prompts = [tokenizer.encode(_caption(scenes[i], dice))[0] for i in picks.tolist()]
         told = _told(encoder, heads, prompts)
