@@ -67,7 +67,7 @@ def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) 
 def _assert_close(out: torch.Tensor, peer: torch.Tensor, expected: np.ndarray, dtype: torch.dtype) -> None:
     """Root mean square error at most twice that of torch's attention in the same dtype, plus the result's rounding.
 
-    The largest error of thousands is a matter of luck on both sides (twice fails once in 1,500 inputs): it gets three.
+    The largest error of thousands is luck on both sides (twice fails once in 1,500 inputs), so it gets three times.
     """
     ours, theirs = (np.abs(x.double().numpy() - expected) for x in (out, peer))
     eps = torch.finfo(dtype).eps

@@ -187,9 +187,9 @@ def report(model: str, effort: Effort, processes: Processes) -> bool:
     own = engine.resolve(Shot(PROMPT, model=model, steps=effort.steps))
     engine.generate(own)
     generation = in_turn({WARM: lambda: engine.generate(own)}, effort.warm)
-    with tempfile.TemporaryDirectory() as folder:
-        path = wan_form(engine.path, Path(folder))
-        engine, peer = Engine.load(path, device="cpu"), Peer(path)
+    kept = tempfile.TemporaryDirectory()  # until the end: a clip's record reads the file again
+    path = wan_form(engine.path, Path(kept.name))
+    engine, peer = Engine.load(path, device="cpu"), Peer(path)
     # From here on diffusers' noise levels, since outputs can only be equal along the same schedule
     engine.card = dataclasses.replace(
         engine.card, defaults=dataclasses.replace(engine.card.defaults, schedule=SCHEDULE)
