@@ -124,7 +124,11 @@ def test_the_spread_counts_prompts_and_not_clips() -> None:
         for _ in range(10):
             many.add("a", prompt % 2 == 0, prompt)
     assert many.n == 10 * few.n
-    assert many.spread() == pytest.approx(few.spread()) == pytest.approx(1.96 * 100 * (0.25 / 19) ** 0.5)
+    # 22 prompts with the two that are added, half of them right
+    assert many.spread() == pytest.approx(few.spread()) == pytest.approx(1.96 * 100 * (0.25 / 21) ** 0.5)
+    sure = Tally()
+    sure.add("a", True, 0)
+    assert sure.spread() > 50
 
 
 def test_prompts_are_held_out_and_balanced(seed: int) -> None:

@@ -98,16 +98,20 @@ def everything(ctx: click.Context, minutes: float, clips: int, batch: int, **res
 @click.option("--model", "name", default="starter", show_default=True, help="A name, folder or .safetensors file.")
 @click.option("--prompts", default=200, show_default=True, type=click.IntRange(8))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--frames", type=click.IntRange(5), help="Of each clip (default: the model's own).")
+@click.option(
+    "--frames", type=click.Choice(["9", "17", "25", "33", "49"]), help="Of each clip (default: the model's own)."
+)
 @click.option("--judge-minutes", default=8.0, show_default=True, help="Of training for the judge, if FOLDER has none.")
 @click.option("--device", default="cpu", show_default=True)
 def evaluate(
-    folder: Path, name: str, prompts: int, seeds: int, frames: int | None, judge_minutes: float, device: str
+    folder: Path, name: str, prompts: int, seeds: int, frames: str | None, judge_minutes: float, device: str
 ) -> None:
     """Measure a model on held-out prompts; FOLDER gets report.txt and a sheet, and keeps the judge."""
     from rushes.engine import Engine
     from rushes.starter.train import evaluate as stage
 
     engine = Engine.load(name, device=device)
-    report = stage.evaluate(engine, prompts, seeds, folder, judge_minutes, frames=frames, tell=click.echo)
+    report = stage.evaluate(
+        engine, prompts, seeds, folder, judge_minutes, frames=int(frames) if frames else None, tell=click.echo
+    )
     click.echo(report.to_text())

@@ -39,13 +39,15 @@ class Tally:
         return _mean(list(self.per_class().values()))
 
     def spread(self) -> float:
-        """Half of the 95 % interval of the mean over classes, in percent."""
+        """Half of the 95 % interval of the mean over classes, in percent.
+
+        Each class gets one right and one wrong prompt more (Agresti & Coull 1998): three hits of three prove little.
+        """
         total = 0.0
         for prompts in self.hits.values():
-            means = [_mean(clips) for clips in prompts.values()]
+            means = [1.0, 0.0, *(_mean(clips) for clips in prompts.values())]
             middle, k = _mean(means), len(means)
-            variance = sum((m - middle) ** 2 for m in means) / (k - 1) if k > 1 else 0.25
-            total += variance / k
+            total += sum((m - middle) ** 2 for m in means) / (k - 1) / k
         return 100 * 1.96 * math.sqrt(total) / max(1, len(self.hits))
 
 
