@@ -18,6 +18,7 @@ _START = Path.cwd()
 _PARITY_REQUIRED = os.environ.get("RUSHES_REQUIRE_PARITY") == "1"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Tree = Callable[[], "dict[str, bytes]"]
 
 
 def _missing_parity_packages() -> list[str]:
@@ -95,6 +96,19 @@ def rushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         return subprocess.CompletedProcess(arguments, status, out, err)
 
     return run
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """tree(): everything below tmp_path, hidden files and empty folders included, with its bytes."""
+
+    def read() -> dict[str, bytes]:
+        return {
+            path.relative_to(tmp_path).as_posix(): path.read_bytes() if path.is_file() else b"a folder"
+            for path in tmp_path.rglob("*")
+        }
+
+    return read
 
 
 @pytest.fixture(scope="session")

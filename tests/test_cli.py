@@ -18,27 +18,26 @@ import pytest
 from rushes import cli
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Tree = Callable[[], "dict[str, bytes]"]
+Refused = Callable[..., None]
 PROMPT = "a red ball rolls to the right"
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
 
-def _tree(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder, hidden files and empty folders included, with its bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b"a folder"
-        for path in folder.rglob("*")
-    }
-
-
-def _refused(rushes: Run, folder: Path, *arguments: str, words: str) -> None:
+@pytest.fixture
+def refused(tree: Tree) -> Refused:
     """Exit 2, one line on stderr with `words`, silence on stdout, and a disk as it was."""
-    before = _tree(folder)
-    done = rushes(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("rushes: "), done.stderr
-    assert words in done.stderr, done.stderr
-    assert _tree(folder) == before
+
+    def check(rushes: Run, *arguments: str, words: str) -> None:
+        before = tree()
+        done = rushes(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("rushes: "), done.stderr
+        assert words in done.stderr, done.stderr
+        assert tree() == before
+
+    return check
 
 
 def _made(rushes: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -104,13 +103,13 @@ REFUSED_OPTIONS = [
 
 @pytest.mark.parametrize(("arguments", "words"), REFUSED_OPTIONS, ids=_short)
 def test_bad_input_gets_one_line_and_leaves_no_trace(
-    arguments: list[str], words: str, rushes: Run, tmp_path: Path, tiny_model: Path
+    arguments: list[str], words: str, rushes: Run, tmp_path: Path, tiny_model: Path, refused: Refused
 ) -> None:
     """Exit 2, argument and value named, nothing on disk."""
     (tmp_path / "a-file").write_text("not a folder")
     (tmp_path / "existing.mov").write_text("somebody's work")
     command = ["generate", PROMPT, "-o", "shot.mp4", "--model", str(tiny_model), *arguments]
-    _refused(rushes, tmp_path, *command, words=words)
+    refused(rushes, *command, words=words)
 
 
 @pytest.mark.parametrize(
@@ -135,19 +134,19 @@ def test_bad_input_gets_one_line_and_leaves_no_trace(
     ids=_short,
 )
 def test_a_bad_command_gets_one_line_and_leaves_no_trace(
-    arguments: list[str], words: str, rushes: Run, tmp_path: Path
+    arguments: list[str], words: str, rushes: Run, refused: Refused
 ) -> None:
     """The same for what is missing, unknown or misspelt."""
-    _refused(rushes, tmp_path, *arguments, words=words)
+    refused(rushes, *arguments, words=words)
 
 
-def test_a_prompt_too_long_for_the_model_is_refused(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
+def test_a_prompt_too_long_for_the_model_is_refused(rushes: Run, tiny_model: Path, refused: Refused) -> None:
     """Never cut off silently."""
     command = ["generate", "a red ball " * 20, "-o", "a.mp4", "--model", str(tiny_model)]
-    _refused(rushes, tmp_path, *command, words="prompt")
+    refused(rushes, *command, words="prompt")
 
 
-def test_corrupt_weights_are_refused(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
+def test_corrupt_weights_are_refused(rushes: Run, tmp_path: Path, tiny_model: Path, refused: Refused) -> None:
     """Cut short, of another kind, or without a card."""
     from safetensors.numpy import save_file
 
@@ -158,26 +157,26 @@ def test_corrupt_weights_are_refused(rushes: Run, tmp_path: Path, tiny_model: Pa
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "foreign.safetensors")
     for name in ("short", "text", "empty", "foreign"):
         command = ["generate", PROMPT, "-o", "a.mp4", "--model", f"{name}.safetensors"]
-        _refused(rushes, tmp_path, *command, words=f"{name}.safetensors")
+        refused(rushes, *command, words=f"{name}.safetensors")
 
 
 @POSIX_ONLY
-def test_an_unwritable_folder_is_refused(rushes: Run, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused(rushes: Run, tmp_path: Path, refused: Refused) -> None:
     """Before any work."""
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere; the case of a file in a folder's place runs above")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    _refused(rushes, tmp_path, "generate", PROMPT, "-o", "closed/a.mp4", words="not writable")
+    refused(rushes, "generate", PROMPT, "-o", "closed/a.mp4", words="not writable")
 
 
 @POSIX_ONLY
-def test_a_prompt_in_another_encoding_is_refused(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_prompt_in_another_encoding_is_refused(tmp_path: Path, environment: dict[str, str], tree: Tree) -> None:
     """Bytes that are not UTF-8 could be written into no file."""
     command = [sys.executable, "-m", "rushes", "generate", b"Stra\xdfe", "-o", "a.mp4"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
     assert done.returncode == 2 and b"prompt: got bytes that are not UTF-8" in done.stderr
-    assert not _tree(tmp_path)
+    assert not tree()
 
 
 def test_refusals_do_not_wait_for_torch(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -198,11 +197,11 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-def test_the_process_refuses_as_the_function_does(rushes_process: Run, tmp_path: Path, tiny_model: Path) -> None:
+def test_the_process_refuses_as_the_function_does(rushes_process: Run, tiny_model: Path, refused: Refused) -> None:
     """The installed command itself: exit status, one line, nothing on disk; early and late refusals."""
     command = ["generate", PROMPT, "-o", "a.mp4", "--model", str(tiny_model)]
-    _refused(rushes_process, tmp_path, *command, "--seed", "-1", words="seed: got -1")
-    _refused(rushes_process, tmp_path, *command, "--frames", "6", words="frames: got 6")
+    refused(rushes_process, *command, "--seed", "-1", words="seed: got -1")
+    refused(rushes_process, *command, "--frames", "6", words="frames: got 6")
 
 
 def test_a_failure_is_an_event_too(rushes: Run, tmp_path: Path) -> None:

@@ -17,16 +17,9 @@ import numpy as np
 import pytest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Tree = Callable[[], "dict[str, bytes]"]
 PROMPT = "a red ball rolls to the right"
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
-
-
-def _tree(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder, hidden files and empty folders included, with its bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b"a folder"
-        for path in folder.rglob("*")
-    }
 
 
 def _made(rushes: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +33,7 @@ def _events(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 # What follows `generate PROMPT -o shot.mp4 --model <tiny>`, and words of the refusal.
-def test_every_output_comes_from_one_command(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
+def test_every_output_comes_from_one_command(rushes: Run, tmp_path: Path, tiny_model: Path, tree: Tree) -> None:
     """A line for each on stdout, silence on a stderr that is no terminal, and only the files asked for."""
     outputs = ["shot.mp4", "shot.mov", "plates/a.####.exr", "stills/b.%03d.png", "cut.otio", "c.safetensors"]
     pairs = [word for output in outputs for word in ("-o", output)]
@@ -50,14 +43,14 @@ def test_every_output_comes_from_one_command(rushes: Run, tmp_path: Path, tiny_m
     plates = {f"plates/a.{frame}.exr" for frame in range(1001, 1006)}
     stills = {f"stills/b.{frame}.png" for frame in range(1001, 1006)}
     files = plates | stills | {"shot.mp4", "shot.mov", "cut.otio", "c.safetensors"}
-    assert set(_tree(tmp_path)) == files | {"plates", "stills"}
+    assert set(tree()) == files | {"plates", "stills"}
     for name in [*sorted(files - plates - stills), "plates/a.1003.exr", "stills/b.1001.png", "plates/a.####.exr"]:
         record = json.loads(_made(rushes, "inspect", name, "--json").stdout)
         assert record["shot"]["prompt"] == PROMPT and record["shot"]["fps"] == "24000/1001", name
 
 
 def test_a_shot_made_again_has_the_same_bits(
-    rushes: Run, rushes_process: Run, tmp_path: Path, tiny_model: Path
+    rushes: Run, rushes_process: Run, tmp_path: Path, tiny_model: Path, tree: Tree
 ) -> None:
     """--from needs nothing but the file, in another process."""
     options = ["--seed", "3", "--negative", "the left", "--guidance", "3.5", "--steps", "4", "--frames", "9"]
@@ -75,7 +68,7 @@ def test_a_shot_made_again_has_the_same_bits(
         "p.#.exr",
     )
     _made(rushes_process, "generate", "--from", "p.1004.exr", "-o", "elsewhere/again.safetensors")
-    files = _tree(tmp_path)
+    files = tree()
     assert files["elsewhere/again.safetensors"] == files[f"{name}.safetensors"]
 
 
@@ -234,7 +227,7 @@ def _start(arguments: list[str], folder: Path, environment: dict[str, str]) -> s
 @pytest.mark.parametrize("phase", ["denoise", "decode"])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_leaves_nothing(
-    number: int, status: int, phase: str, tmp_path: Path, tiny_model: Path, environment: dict[str, str]
+    number: int, status: int, phase: str, tmp_path: Path, tiny_model: Path, environment: dict[str, str], tree: Tree
 ) -> None:
     """One line, the shell's usual status, no half-written file, not even a hidden one."""
     size = ["--size", "128x128", "--frames", "401"] if phase == "decode" else ["--steps", "1000"]
@@ -263,7 +256,7 @@ def test_a_signal_ends_it_and_leaves_nothing(
     stopped = [line for line in err.splitlines() if "warning" not in line]
     assert len(stopped) == 1 and stopped[0].startswith("rushes: stopped by")
     assert json.loads(out.splitlines()[-1]) == {"event": "failed", "exit": status, "message": stopped[0][8:]}
-    assert not _tree(tmp_path)
+    assert not tree()
 
 
 @POSIX_ONLY
@@ -304,12 +297,12 @@ def test_the_starter_is_listed(rushes: Run, starter: str) -> None:
     assert facts["name"] == "starter" and facts["bytes"] < 48_000_000 and len(facts["words"]) > 50
 
 
-def test_the_starter_makes_the_readme_shot(rushes: Run, starter: str, tmp_path: Path) -> None:
+def test_the_starter_makes_the_readme_shot(rushes: Run, starter: str, tmp_path: Path, tree: Tree) -> None:
     """The line of README, with every word known."""
     prompt = "a red ball rolls to the right across a desert at sunset, slow push in"
     done = _made(rushes, "generate", prompt, "-o", "shot.mp4", "-o", "plate.%04d.exr", "--steps", "4")
     assert "does not know" not in done.stderr
-    files = set(_tree(tmp_path))
+    files = set(tree())
     frames = json.loads(_made(rushes, "inspect", "shot.mp4", "--json").stdout)["shot"]["frames"]
     assert files == {"shot.mp4"} | {f"plate.{1001 + frame}.exr" for frame in range(frames)}
 

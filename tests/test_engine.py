@@ -6,6 +6,7 @@ where only the route matters."""
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import torch
 
 from rushes import Engine, Keyframe, Shot
 from rushes.engine import Cancelled, Progress
+from rushes.model.bundle import read_card, read_modules
 from rushes.shot import ShotError
 
 WORDS = "a red ball rolls to the right"
@@ -285,3 +287,57 @@ def test_the_starter_gives_the_subject_its_colour(starter: str) -> None:
     blue = engine.generate(Shot("a blue cube stands still on a snowy plain", frames=17, seed=1)).frames
     assert ((red[..., 0] - red[..., 1:].max(-1)) > 0.3).mean((1, 2)).min() > 0.005
     assert ((blue[..., 2] - blue[..., :2].max(-1)) > 0.25).mean((1, 2)).min() > 0.005
+
+
+def test_a_clip_goes_on_from_another(engine: Engine) -> None:
+    """The latents given are kept bit for bit, the rest is made, and the start tells in it."""
+    shot = Shot(WORDS, frames=17, seed=3)
+    before = engine.encode(engine.generate(shot.replace(frames=9, seed=4)).frames)  # [1, C, 3, h, w]
+    made = engine.denoise(shot, before=before)
+    assert torch.equal(made[:, :, :3], before)
+    assert not torch.equal(made[:, :, 3:], engine.denoise(shot)[:, :, 3:])
+    assert not torch.equal(made[:, :, 3:], engine.denoise(shot, before=-before)[:, :, 3:])
+
+
+def test_encode_is_the_way_back_into_model_space(engine: Engine, tiny_model: Path) -> None:
+    """As the VAE encodes frames in [-1, 1], chunk by chunk or not."""
+    frames = np.random.default_rng(8).random((9, 16, 32, 3), dtype=np.float32)
+    card = read_card(tiny_model)
+    vae = read_modules(tiny_model, card, torch.device("cpu"), torch.float32)[1]
+    expected = vae.encode(torch.from_numpy(frames * 2 - 1).permute(3, 0, 1, 2)[None], chunk=2)
+    torch.testing.assert_close(engine.encode(frames), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "allowed"),
+    [((8, 16, 16, 3), "4n+1"), ((9, 16, 16, 4), "4n+1"), ((16, 16, 3), "4n+1"), ((9, 16, 20, 3), "multiples of 16")],
+)
+def test_encode_refuses_other_frames(engine: Engine, shape: tuple[int, ...], allowed: str) -> None:
+    with pytest.raises(ShotError, match=re.escape(allowed)):
+        engine.encode(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5, 2, 2), (1, 4, 2, 2, 4), (1, 3, 2, 2, 2), (4, 2, 2, 2)])
+def test_a_start_that_does_not_fit_is_refused(engine: Engine, shape: tuple[int, ...]) -> None:
+    """Too long, another size, other channels, no batch."""
+    with pytest.raises(ShotError, match=re.escape("[1, 4, up to 4, 2, 2] is allowed")):
+        engine.denoise(Shot(WORDS, frames=17), before=torch.zeros(shape))
+
+
+def test_a_keyframe_inside_the_clip_before_is_refused(engine: Engine, tmp_path: Path) -> None:
+    shot = Shot(WORDS, frames=17, keyframes=(Keyframe(0, _png(tmp_path / "a.png", 16, 16, 1)),))
+    with pytest.raises(ShotError, match="keyframe: got frame 0; the clip before"):
+        engine.denoise(shot, before=torch.zeros(1, 4, 2, 2, 2))
+
+
+def test_guidance_joins_what_it_would_ask_one_by_one(engine: Engine) -> None:
+    """Both prompts in one batch, against two passes through the transformer, with a negative prompt that matters."""
+    shot = Shot(WORDS, negative="ball", frames=5, steps=2, seed=9)
+    card, transformer = engine.card, engine._transformer
+    cond, uncond = engine._contexts(engine.resolve(shot))
+    assert uncond is not None
+    x, t = torch.randn(1, card.vae.latent_channels, 2, 2, 2), torch.full((1, 2), 700.0)
+    both = transformer(x.repeat(2, 1, 1, 1, 1), t.repeat(2, 1), cond.join(uncond))
+    apart = torch.cat([transformer(x, t, context) for context in (cond, uncond)])
+    torch.testing.assert_close(both, apart, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(apart[0], apart[1])

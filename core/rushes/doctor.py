@@ -115,11 +115,12 @@ def _attention() -> Iterator[Finding]:
     if forced == "torch":
         yield Finding("attention", "note", "by torch, as RUSHES_ATTENTION=torch asks")
         return
-    served = [f"{dtype} by {backend_name(128, dtype, None)}" for dtype in ("float32", "bfloat16", "float16")]
-    rest = "what it cannot do is refused, as RUSHES_ATTENTION=rushes asks"
+    served = ", ".join(f"{dtype} by {backend_name(128, dtype, None)}" for dtype in ("float32", "bfloat16", "float16"))
     if forced is None:
-        rest = "torch on cards, for gradients and for a few queries"
-    yield Finding("attention", "ok", f"the compiled kernel on the processor: {', '.join(served)}; {rest}")
+        text = f"sparse by the compiled kernel on the processor: {served}; dense, on cards and with gradients by torch"
+    else:
+        text = f"by the compiled kernel, as RUSHES_ATTENTION=rushes asks: {served}; what it cannot do is refused"
+    yield Finding("attention", "ok", text)
 
 
 def _cards() -> Iterator[Finding]:

@@ -19,10 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from rushes._version import __version__
-from rushes.model.bundle import Card, bundle_path, digest, read_card, read_weights
+from rushes.model.bundle import Card, bundle_path, digest, read_card, read_modules
 from rushes.model.text import TextEncoder, summarize
 from rushes.model.tokenizer import WordTokenizer
 from rushes.model.transformer import Context, Transformer
@@ -113,20 +112,8 @@ class Engine:
         """
         path = bundle_path(model)
         card = read_card(path)
-        place = _device(device)
-        weights = read_weights(path)
-        with torch.device("meta"), _Unfilled():
-            parts = {
-                "transformer": Transformer(card.transformer), "vae": VideoVAE(card.vae), "text": TextEncoder(card.text),
-            }  # fmt: skip
-        for name, part in parts.items():
-            state = {key: t.to(place, dtype or torch.float32) for key, t in weights.get(name, {}).items()}
-            try:
-                part.load_state_dict(state, assign=True)
-            except RuntimeError as error:
-                raise ShotError(f"model: the {name} in {path} does not fit its card; get the file again") from error
-            part.requires_grad_(False)
-        return cls(card, path, **parts, decode_memory=decode_memory)  # type: ignore[arg-type]
+        transformer, vae, text = read_modules(path, card, _device(device), dtype or torch.float32)
+        return cls(card, path, transformer, vae, text, decode_memory)
 
     @property
     def device(self) -> torch.device:
@@ -138,8 +125,8 @@ class Engine:
         fit: take the nearest allowed size and number of frames instead of refusing. Raises ShotError.
         """
         defaults = self.card.defaults
-        size = self._size(shot.size or defaults.size, fit)
-        frames = self._frames(shot.frames or defaults.frames, fit)
+        size = self.card.allowed_size(shot.size or defaults.size, fit)
+        frames = self.card.allowed_frames(shot.frames or defaults.frames, fit)
         for name, text in (("prompt", shot.prompt), ("negative", shot.negative)):
             self._tokens(name, text)
         return shot.replace(
@@ -181,10 +168,14 @@ class Engine:
         on_progress: OnProgress | None = None,
         on_preview: OnPreview | None = None,
         cancel: threading.Event | None = None,
+        before: Tensor | None = None,
     ) -> Clip:
-        """Make the whole clip in memory. Raises ShotError for a shot the model does not allow, Cancelled on request."""
+        """Make the whole clip in memory. Raises ShotError for a shot the model does not allow, Cancelled on request.
+
+        The arguments are those of `denoise`.
+        """
         shot = self.resolve(shot)
-        latents = self.denoise(shot, on_progress, on_preview, cancel)
+        latents = self.denoise(shot, on_progress, on_preview, cancel, before)
         frames = np.concatenate(list(self.decode(latents, on_progress, cancel)))
         return Clip(frames, shot, self.record(shot), latents)
 
@@ -195,36 +186,45 @@ class Engine:
         on_progress: OnProgress | None = None,
         on_preview: OnPreview | None = None,
         cancel: threading.Event | None = None,
+        before: Tensor | None = None,
     ) -> Tensor:
         """Latents float32 [1, channels, latent_frames, h, w] in model space, on the CPU, of a resolved or plain shot.
 
         on_preview(step, frames): after each step, the clip as it stands, [latent_frames, h, w, 3] in latent resolution.
-        cancel: looked at before every transformer block. Raises Cancelled, ShotError.
+        cancel: looked at before every transformer block. before: latents [1, channels, n, h, w], from `encode`, that
+        the clip begins with; it goes on from there. Raises Cancelled, ShotError.
         """
         shot = self.resolve(shot)
         assert shot.size is not None and shot.frames is not None and shot.steps is not None
         tell = on_progress or (lambda progress: None)
         tell(Progress("text", 0, 1))
-        contexts = self._contexts(shot)
+        cond, uncond = self._contexts(shot)
         tell(Progress("text", 1, 1))
         factor = self.card.vae.spatial_factor
         height, width = shot.size[1] // factor, shot.size[0] // factor
         frames = self.card.vae.latent_frames(shot.frames)
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
-        known = self._known(shot, noise, tell)
-        cond, uncond, both = contexts
-        velocity = classifier_free(
-            _Predict(self._transformer, cancel),
-            cond,
-            uncond,
-            shot.guidance or 0.0,
-            join=lambda _cond, _uncond: both or cond,
-        )
+        known = self._known(shot, noise, before, tell)
+        predict = _Predict(self._transformer, cancel)
+        velocity = classifier_free(predict, cond, uncond, shot.guidance or 0.0, join=Context.join)
         plan = schedule(self.card.defaults.schedule, shot.steps, self.card.defaults.shift)
         callback = _Steps(tell, on_preview, cancel, self.preview)
         solver = SOLVERS[self.card.defaults.solver]
         latents = solver(velocity if known is None else hold(velocity, known), noise, plan, callback=callback)
         return (latents if known is None else put_back(latents, known)).float().cpu()
+
+    @torch.inference_mode()
+    def encode(self, frames: Frames) -> Tensor:
+        """Latents float32 [1, channels, latent_frames, h, w] in model space, on the CPU, of a clip's frames.
+
+        frames: [4n+1, height, width, 3], sRGB in [0, 1], in a size that the model takes. Raises ShotError.
+        """
+        n = self.card.vae.temporal_factor
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.shape[0] % n != 1:
+            raise ShotError(f"frames: got an array {list(frames.shape)}; [{n}n+1, height, width, 3] is allowed")
+        self.card.allowed_size((frames.shape[2], frames.shape[1]), fit=False)
+        video = torch.from_numpy(frames).to(self.device, self._transformer.patch_embedding.weight.dtype)
+        return self._vae.encode((video * 2 - 1).permute(3, 0, 1, 2)[None]).float().cpu()
 
     @torch.inference_mode()
     def decode(
@@ -253,37 +253,6 @@ class Engine:
         rough = torch.einsum("cthw,cr->thwr", latents[0].float(), table[:-1]) + table[-1]
         return rough.clamp_(0, 1).cpu().numpy()
 
-    def _size(self, size: tuple[int, int], fit: bool) -> tuple[int, int]:
-        step = self.card.pixel_step
-        fitted = (max(step, round(size[0] / step) * step), max(step, round(size[1] / step) * step))
-        if size != fitted and not fit:
-            low = (max(step, size[0] // step * step), max(step, size[1] // step * step))
-            high = (-(-size[0] // step) * step, -(-size[1] // step) * step)
-            raise ShotError(
-                f"size: got {size[0]}x{size[1]}; {self.card.name} takes multiples of {step}, such as "
-                f"{low[0]}x{low[1]} or {high[0]}x{high[1]} (--fit takes the nearest)"
-            )
-        if fitted[0] * fitted[1] > self.card.max_pixels:
-            side = int(self.card.max_pixels**0.5)
-            raise ShotError(f"size: got {size[0]}x{size[1]}; {self.card.name} takes up to {side}x{side} pixels in area")
-        return fitted
-
-    def _frames(self, frames: int, fit: bool) -> int:
-        n = self.card.vae.temporal_factor
-        limit = self.card.max_frames
-        if frames > limit:
-            raise ShotError(f"frames: got {frames}; {self.card.name} takes up to {limit}")
-        if (frames - 1) % n == 0:
-            return frames
-        low = (frames - 1) // n * n + 1
-        high = low + n
-        if not fit:
-            raise ShotError(
-                f"frames: got {frames}; {self.card.name} takes {n}n+1, the neighbours are {low} and {high} "
-                "(--fit takes the nearest)"
-            )
-        return low if frames - low <= high - frames else high
-
     def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:
         """Keyframes at frames counted from 0, sealed, in order."""
         placed: dict[int, Keyframe] = {}
@@ -311,39 +280,53 @@ class Engine:
         except ShotError as error:
             raise ShotError(str(error).replace("prompt", name, 1)) from error
 
-    def _contexts(self, shot: Shot) -> tuple[Context, Context | None, Context | None]:
-        """Embedded prompt, negative prompt, and both as one batch; the last two None when guidance is off."""
-        rows = self.card.transformer.text_len
-        prompts = [self._tokens("prompt", shot.prompt), self._tokens("negative", shot.negative)]
-        dtype = self._transformer.patch_embedding.weight.dtype
-        features = [self._text.encode([prompt], rows).to(dtype) for prompt in prompts]  # each [1, rows, text_dim]
-        if (shot.guidance or 0.0) <= 1:
-            return self._context(features[0]), None, None
-        cond, uncond = (self._context(part) for part in features)
-        return cond, uncond, self._context(torch.cat(features))
+    def _contexts(self, shot: Shot) -> tuple[Context, Context | None]:
+        """Embedded prompt and negative prompt; None instead of the second when guidance is off."""
+        cond = self._context(self._tokens("prompt", shot.prompt))
+        guided = (shot.guidance or 0.0) > 1
+        return cond, self._context(self._tokens("negative", shot.negative)) if guided else None
 
-    def _context(self, features: Tensor) -> Context:
+    def _context(self, tokens: list[int]) -> Context:
+        dtype = self._transformer.patch_embedding.weight.dtype
+        features = self._text.encode([tokens], self.card.transformer.text_len).to(dtype)  # [1, text_len, text_dim]
         pooled = summarize(features) if self.card.transformer.pooled_dim else None
         return self._transformer.context(features, cache=True, pooled=pooled)
 
-    def _known(self, shot: Shot, noise: Tensor, tell: OnProgress) -> KnownFrames | None:
-        """Keyframes as clean latent frames; None without any."""
-        if not shot.keyframes:
+    def _known(self, shot: Shot, noise: Tensor, before: Tensor | None, tell: OnProgress) -> KnownFrames | None:
+        """What is given, as clean latent frames: the clip before, then keyframes; None without any."""
+        if before is None and not shot.keyframes:
             return None
-        from rushes.media import load_image
-
         latents = torch.zeros_like(noise)
         mask = torch.zeros(noise.shape[2], dtype=torch.bool)
-        assert shot.size is not None
+        if before is not None:
+            start = self._start(before, noise)
+            latents[:, :, : start.shape[2]] = start
+            mask[: start.shape[2]] = True
         for i, keyframe in enumerate(shot.keyframes):
             tell(Progress("keyframes", i, len(shot.keyframes)))
-            picture = torch.from_numpy(load_image(keyframe.image, shot.size)).permute(2, 0, 1)  # [3, H, W]
-            picture = (picture * 2 - 1).to(self.device, self._transformer.patch_embedding.weight.dtype)[None]
             at = self._latent_of(keyframe.frame)
-            latents[:, :, at : at + 1] = self._vae.encode_keyframe(picture, first=at == 0).float()
+            if mask[at]:
+                raise ShotError(f"keyframe: got frame {keyframe.frame}; the clip before already gives that part")
+            latents[:, :, at : at + 1] = self._keyframe(keyframe, shot, first=at == 0)
             mask[at] = True
-        tell(Progress("keyframes", len(shot.keyframes), len(shot.keyframes)))
+            tell(Progress("keyframes", i + 1, len(shot.keyframes)))
         return KnownFrames(latents, mask)
+
+    def _keyframe(self, keyframe: Keyframe, shot: Shot, first: bool) -> Tensor:
+        from rushes.media import load_image
+
+        assert shot.size is not None
+        picture = torch.from_numpy(load_image(keyframe.image, shot.size)).permute(2, 0, 1)  # [3, H, W]
+        picture = (picture * 2 - 1).to(self.device, self._transformer.patch_embedding.weight.dtype)[None]
+        return self._vae.encode_keyframe(picture, first=first).float()  # [1, C, 1, h, w]
+
+    @staticmethod
+    def _start(before: Tensor, noise: Tensor) -> Tensor:
+        B, C, T, h, w = noise.shape
+        if before.ndim != 5 or before.shape[:2] != (B, C) or before.shape[3:] != (h, w) or before.shape[2] >= T:
+            allowed = f"[{B}, {C}, up to {T - 1}, {h}, {w}]"
+            raise ShotError(f"before: got latents {list(before.shape)}; {allowed} is allowed with this clip")
+        return before.to(noise)
 
     def _decode_plan(self, latents: Tensor) -> tuple[int, int | None]:
         """Latent frames per decoder chunk, and the side of spatial tiles in latent cells (None: whole pictures).
@@ -357,18 +340,6 @@ class Engine:
         if limit is not None and each > limit:
             return 1, max(MIN_TILE, int((limit / each * h * w) ** 0.5))
         return max(1, min(latents.shape[2], int(min(limit or DECODE_BYTES, DECODE_BYTES) / each))), None
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves new weights unfilled: a file fills them. torch would load its whole compiler to draw numbers on "meta"."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
 
 
 class _Predict:

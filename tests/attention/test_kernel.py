@@ -20,18 +20,6 @@ from rushes.attention.extension import load_extension
 if load_extension().module is None:
     pytest.skip(load_extension().reason, allow_module_level=True)
 
-# (instruction set, precision): every one that serves here, whichever the dispatch would choose
-ENGINES = [
-    (isa, precision)
-    for isa, precision in [
-        ("portable", "fp32"),
-        ("avx2", "fp32"),
-        ("avx512", "fp32"),
-        ("avx512_bf16", "bf16"),
-        ("amx_bf16", "bf16"),
-    ]
-    if kernel.backend_name(64, "float32", precision, isa)
-]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # batch, heads, length_q, length_k, head_dim
@@ -96,27 +84,23 @@ def _compare(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, isa: str, precis
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize(("isa", "precision"), ENGINES)
 def test_it_is_the_formula(isa: str, precision: str, case: tuple[int, ...], dtype: torch.dtype) -> None:
     """Error against double precision at most twice that of torch, plus the rounding of the result."""
     _compare(*_inputs(case, dtype), isa, precision, case[-1] ** -0.5)
 
 
 @pytest.mark.parametrize("scale", [0.37, -0.2, 0.0])
-@pytest.mark.parametrize(("isa", "precision"), ENGINES)
 def test_any_scale(isa: str, precision: str, scale: float) -> None:
     """Negative turns the order of the scores round; zero gives every key the same weight, the padding none."""
     _compare(*_inputs((1, 2, 37, 45, 40), torch.float32), isa, precision, scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("isa", "precision"), ENGINES)
 def test_peaky_scores(isa: str, precision: str, dtype: torch.dtype) -> None:
     """With a standard deviation of 6 one key takes nearly all, and maxima move far while the keys pass by."""
     _compare(*_inputs((1, 2, 130, 700, 64), dtype, std=6.0), isa, precision, 64**-0.5)
 
 
-@pytest.mark.parametrize(("isa", "precision"), ENGINES)
 def test_rising_scores_are_rescaled(isa: str, precision: str) -> None:
     """Each key scores higher than the one before, so that every block moves the maximum, some by more than 2^8."""
     q, k, v = _inputs((1, 1, 40, 1000, 64), torch.float32)
@@ -124,7 +108,6 @@ def test_rising_scores_are_rescaled(isa: str, precision: str) -> None:
     _compare(q.abs() + 1, k, v, isa, precision, 0.2)
 
 
-@pytest.mark.parametrize(("isa", "precision"), ENGINES)
 def test_huge_values_stay_finite(isa: str, precision: str) -> None:
     """Scores of 1e7 and values of 1e30 overflow nothing."""
     q, k, v = _inputs((1, 1, 33, 90, 32), torch.float32, std=1e4)
@@ -139,7 +122,6 @@ def test_huge_values_stay_finite(isa: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("isa", "precision"), ENGINES)
 def test_strides_do_not_matter(isa: str, precision: str, dtype: torch.dtype) -> None:
     """[batch, length, heads, head_dim] swapped, channels apart, every second token, one row for all: the same bits."""
     packed = _inputs((2, 3, 50, 50, 40), dtype)
@@ -155,7 +137,6 @@ def test_strides_do_not_matter(isa: str, precision: str, dtype: torch.dtype) -> 
     assert torch.equal(same[:, :, 0], same[:, :, 49])
 
 
-@pytest.mark.parametrize(("isa", "precision"), ENGINES)
 def test_the_bits_depend_on_nothing_but_the_input(isa: str, precision: str) -> None:
     """Not on repeats, the number of threads, the batch, or what the workspace held before."""
     q, k, v = _inputs((3, 4, 400, 333, 64), torch.float32)
@@ -263,10 +244,10 @@ def test_numpy_alone_is_enough() -> None:
     assert found.stdout.startswith("rushes ")
 
 
-def test_the_best_engine_is_chosen_and_named() -> None:
+def test_the_best_engine_is_chosen_and_named(serving: list[tuple[str, str]]) -> None:
     """float32 by the widest float32 code; bfloat16 by bfloat16 products where there are any."""
-    single = [isa for isa, precision in ENGINES if precision == "fp32"][-1]
-    pairs = [isa for isa, precision in ENGINES if precision == "bf16"]
+    single = [isa for isa, precision in serving if precision == "fp32"][-1]
+    pairs = [isa for isa, precision in serving if precision == "bf16"]
     q, k, v = _inputs((1, 1, 64, 64, 64), torch.float32)
     attention(q, k, v, backend="rushes")
     assert last_backend() == f"rushes {single}"

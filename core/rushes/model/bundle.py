@@ -11,19 +11,24 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from rushes.model.config import TransformerConfig, VAEConfig
-from rushes.model.text import TextConfig
+from rushes.model.text import TextConfig, TextEncoder
+from rushes.model.transformer import Transformer
+from rushes.model.vae import VideoVAE
 from rushes.shot import ShotError
 
 CARD_VERSION = 1
@@ -98,6 +103,38 @@ class Card:
         """Width and height are multiples of this."""
         return self.vae.spatial_factor * self.transformer.patch_size
 
+    def allowed_size(self, size: tuple[int, int], fit: bool) -> tuple[int, int]:
+        """(width, height) that the model takes; with fit, the nearest one. Raises ShotError that says which."""
+        step = self.pixel_step
+        fitted = (max(step, round(size[0] / step) * step), max(step, round(size[1] / step) * step))
+        if size != fitted and not fit:
+            low = (max(step, size[0] // step * step), max(step, size[1] // step * step))
+            high = (-(-size[0] // step) * step, -(-size[1] // step) * step)
+            raise ShotError(
+                f"size: got {size[0]}x{size[1]}; {self.name} takes multiples of {step}, such as "
+                f"{low[0]}x{low[1]} or {high[0]}x{high[1]} (--fit takes the nearest)"
+            )
+        if fitted[0] * fitted[1] > self.max_pixels:
+            side = int(self.max_pixels**0.5)
+            raise ShotError(f"size: got {size[0]}x{size[1]}; {self.name} takes up to {side}x{side} pixels in area")
+        return fitted
+
+    def allowed_frames(self, frames: int, fit: bool) -> int:
+        """A number of frames that the model takes; with fit, the nearest one. Raises ShotError with the neighbours."""
+        n = self.vae.temporal_factor
+        if frames > self.max_frames:
+            raise ShotError(f"frames: got {frames}; {self.name} takes up to {self.max_frames}")
+        if (frames - 1) % n == 0:
+            return frames
+        low = (frames - 1) // n * n + 1
+        high = low + n
+        if not fit:
+            raise ShotError(
+                f"frames: got {frames}; {self.name} takes {n}n+1, the neighbours are {low} and {high} "
+                "(--fit takes the nearest)"
+            )
+        return low if frames - low <= high - frames else high
+
 
 def bundle_path(model: str | Path) -> Path:
     """The file of a model given by name or path. Raises ShotError when there is none."""
@@ -141,13 +178,52 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
+def read_modules(
+    path: Path, card: Card, device: torch.device, dtype: torch.dtype
+) -> tuple[Transformer, VideoVAE, TextEncoder]:
+    """The models of a bundle, for inference. Raises ShotError for a corrupt file and for one that is not its card's."""
+    weights = read_weights(path)
+    with torch.device("meta"), _Unfilled():
+        modules = (Transformer(card.transformer), VideoVAE(card.vae), TextEncoder(card.text))
+    for name, module in zip(("transformer", "vae", "text"), modules, strict=True):
+        state = {key: t.to(device, dtype) for key, t in weights.get(name, {}).items()}
+        try:
+            module.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise ShotError(f"model: the {name} in {path} does not fit its card; get the file again") from error
+        module.eval().requires_grad_(False)
+    return modules
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights unfilled: a file fills them. torch would load its whole compiler to draw numbers on "meta"."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def write_bundle(path: Path, card: Card, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write a bundle, whole or not at all."""
     tensors = {f"{part}.{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: card.to_json()})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place at the end; after an exception nothing is left."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata={METADATA_KEY: card.to_json()})
-    temporary.chmod(0o644)  # safetensors makes files that only their owner reads; a model is for everyone
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # safetensors makes files that only their owner reads; a model is for everyone
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def digest(path: Path) -> str:

@@ -41,6 +41,19 @@ class Context:
     pooled: Tensor | None = None  # [B, 1, dim]
     cache: dict[nn.Module, list[KeyValue]] | None = None
 
+    def join(self, other: Context) -> Context:
+        """One context for both batches, this one first, with a cache of its own. Both have the same parts."""
+
+        def both(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+            return None if mine is None or theirs is None else torch.cat((mine, theirs))
+
+        return Context(
+            torch.cat((self.text, other.text)),
+            both(self.image, other.image),
+            both(self.pooled, other.pooled),
+            None if self.cache is None else {},
+        )
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm in float32; the answer stays float32, so that what follows rounds only once."""

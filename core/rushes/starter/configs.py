@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rushes.model.config import TransformerConfig, VAEConfig
 from rushes.model.text import TextConfig
+from rushes.model.tokenizer import WordTokenizer
 
 LATENT_CHANNELS = 16
 TEXT_LEN = 40  # tokens; the longest caption of the world has fewer
@@ -25,8 +28,9 @@ VAE = VAEConfig(
 )
 
 
-def text_config(vocab_size: int) -> TextConfig:
-    return TextConfig(vocab_size=vocab_size, dim=128, heads=4, layers=2, ffn_dim=256, head_dim=32)
+def text_config(words: Sequence[str]) -> TextConfig:
+    """The text encoder for a vocabulary."""
+    return TextConfig(vocab_size=WordTokenizer(words).vocab_size, dim=128, heads=4, layers=2, ffn_dim=256, head_dim=32)
 
 
 # Wan reads text in cross-attention alone. A small model trained from nothing does not get there in hours: among 40 rows

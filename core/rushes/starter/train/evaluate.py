@@ -19,16 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rushes.engine import Engine, OnProgress
-from rushes.sampling.known_frames import KnownFrames
+from rushes.engine import Engine
 from rushes.shot import Keyframe, Shot
 from rushes.starter.captions import full_caption
 from rushes.starter.scene import ATTRIBUTES, FOCAL, MOTIONS, Scene
-from rushes.starter.train import vae as vae_stage
 from rushes.starter.train.analysis import color_inside, direction, psnr, seam
 from rushes.starter.train.judges import Judge, Verdict, judge_clips, load_judge
 from rushes.starter.train.practice import LOOKS, SIZE, render_seen, seen_frames
 from rushes.starter.train.report import Report, Row, Tally, classes_line, contact_sheet
+from rushes.starter.train.vae import test_vae
 from rushes.starter.world import render, sample_scenes
 
 WAYS = ("left", "right", "rise", "fall")
@@ -103,7 +102,7 @@ def evaluate(
     contact_sheet(folder / "sheet_real.png", list(_real_strips(scenes, frames)))
     scores, strips = _judge_made(engine, judge, scenes, seeds, frames, seed, tell)
     rows = [_row(name, scores, ceiling) for name in TITLES]
-    rows += _vae_rows(engine, max(16, prompts // 3), device)
+    rows += _vae_rows(engine, max(16, prompts // 3))
     sets = neutral_sets(max(2, prompts // 25), seed, frames)
     image_rows, image_strips = _image_rows(engine, judge, sets, frames, tell)
     rows += [*image_rows, *_seam_rows(engine, scenes, frames, tell), _speed_row(engine, scenes[0])]
@@ -204,8 +203,13 @@ def _row(name: str, scores: Scores, ceiling: Scores) -> Row:
     return Row(TITLES[name], mine.macro(), "%", mine.n, mine.spread(), best, CHANCE.get(name), MUST.get(name))
 
 
-def _vae_rows(engine: Engine, clips: int, device: str) -> list[Row]:
-    values = vae_stage.test_vae(engine._vae, clips, device)
+def _vae_rows(engine: Engine, clips: int) -> list[Row]:
+    def again(frames: Tensor) -> Tensor:
+        pictures = [((clip.permute(1, 2, 3, 0) + 1) / 2).numpy() for clip in frames]
+        made = [torch.cat([torch.from_numpy(part) for part in engine.decode(engine.encode(p))]) for p in pictures]
+        return torch.stack(made).permute(0, 4, 1, 2, 3) * 2 - 1
+
+    values = test_vae(again, clips)
     return [
         Row("VAE: whole clips", values["psnr"], "dB", clips, must=MUST["psnr"]),
         Row("VAE: moving subjects", values["subject_psnr"], "dB", clips, must=MUST["subject_psnr"]),
@@ -271,26 +275,9 @@ def _seen_real(scene: Scene, frames: int) -> Tensor:
     return render_seen([scene], frames).frames[0]
 
 
-class _Extension(Engine):
-    """The engine's own route, with the last frames of a clip before as the first latents."""
-
-    def __init__(self, engine: Engine, before: Tensor) -> None:
-        super().__init__(engine.card, engine.path, engine._transformer, engine._vae, engine._text)
-        self._before = before  # latents [1, C, n, h, w] in model space
-
-    def _known(self, shot: Shot, noise: Tensor, tell: OnProgress) -> KnownFrames | None:
-        count = self._before.shape[2]
-        latents = torch.zeros_like(noise)
-        latents[:, :, :count] = self._before
-        return KnownFrames(latents, torch.arange(noise.shape[2]) < count)
-
-
-@torch.inference_mode()
 def extend(engine: Engine, before: Tensor, shot: Shot) -> Tensor:
     """A clip [T, H, W, 3] that begins with the frames `before` [n, H, W, 3], n = 1 + a multiple of the VAE's factor."""
-    dtype = next(engine._vae.parameters()).dtype
-    known = (before * 2 - 1).permute(3, 0, 1, 2)[None].to(engine.device, dtype)
-    return torch.from_numpy(_Extension(engine, engine._vae.encode(known).float()).generate(shot).frames)
+    return torch.from_numpy(engine.generate(shot, before=engine.encode(before.numpy())).frames)
 
 
 def _seam_rows(engine: Engine, scenes: Sequence[Scene], frames: int, tell: Tell) -> list[Row]:

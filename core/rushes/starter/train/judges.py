@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rushes.model.bundle import replacing
 from rushes.starter.scene import ATTRIBUTES
 from rushes.starter.train.practice import LABELS, LOOKS, Practice, Sample
 from rushes.starter.train.run import Average, Clock, Log, Means, Optimizers, Team, rate
@@ -217,8 +217,7 @@ def load_judge(folder: Path, minutes: float, seed: int = 0, device: str = "cpu")
             judge.load_state_dict(load_file(path))
             return judge.eval().to(device)
     judge = train_judge(folder, minutes, seed, device)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     state = {name: value.cpu().contiguous() for name, value in judge.state_dict().items()}
-    save_file(state, temporary, metadata={"version": VERSION, "minutes": str(minutes), "seed": str(seed)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata={"version": VERSION, "minutes": str(minutes), "seed": str(seed)})
     return judge

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rushes.model.bundle import replacing
 from rushes.model.vae import VideoVAE
 from rushes.starter.scene import Scene
 from rushes.starter.train.run import Clock, Log, Options, Team
@@ -73,9 +73,8 @@ def _write_shard(path: Path, scenes: list[Scene], vae: VideoVAE, device: str) ->
         parts["cover"].append(cover[:, ::4].half().cpu())
         parts["shifts"].append(rendered.shifts[:, ::4].cpu().float())
     tensors = {name: torch.cat(value).contiguous() for name, value in parts.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata={"scenes": json.dumps([scene.to_dict() for scene in scenes])})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"scenes": json.dumps([scene.to_dict() for scene in scenes])})
 
 
 def read_latents(folder: Path) -> Latents:

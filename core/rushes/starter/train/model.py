@@ -9,7 +9,7 @@ subject is and how far the camera has moved; the renderer knows both.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +21,8 @@ from rushes.model.transformer import Block, Transformer
 from rushes.starter.captions import caption, vocabulary
 from rushes.starter.configs import TEXT_LEN, TRANSFORMER, text_config
 from rushes.starter.train.latents import LENGTHS, Latents, read_latents, statistics
-from rushes.starter.train.run import (
-    STATE_EVERY,
-    Average,
-    Clock,
-    Log,
-    Means,
-    Optimizers,
-    Options,
-    Team,
-    load_state,
-    rate,
-    save_state,
-)
+from rushes.starter.train.loop import Training
+from rushes.starter.train.run import Average, Optimizers, Options, Team
 from rushes.starter.train.text import teach_text
 
 MUON_RATE = 0.012
@@ -41,24 +30,17 @@ ADAM_RATE = 1.5e-3
 SUBJECT_WEIGHT = 3.0
 GUIDE_WEIGHT = 0.15
 DROP = 0.12  # share of captions left out, for classifier-free guidance
-LOG_EVERY = 20.0
-GIVEN = (
-    0.60,
-    0.14,
-    0.08,
-    0.08,
-    0.04,
-    0.06,
-)  # shares: none, first, first k, first and last, last, a level per frame
+# Shares of what is given: nothing, the first frame, the first k, first and last, last; the rest has a level per frame
+GIVEN = (0.60, 0.14, 0.08, 0.08, 0.04, 0.06)
 
 
 class Starter(nn.Module):
     """What is trained together. `guide` reads the features of the middle block and is dropped afterwards."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: Sequence[str]) -> None:
         super().__init__()
         self.transformer = Transformer(TRANSFORMER)
-        self.text = TextEncoder(text_config(len(words) + 3))
+        self.text = TextEncoder(text_config(words))
         self.guide = nn.Sequential(nn.LayerNorm(TRANSFORMER.dim), nn.Linear(TRANSFORMER.dim, 4 + 3))
         self.features: Tensor | None = None
         self.transformer.blocks[TRANSFORMER.layers // 2 - 1].register_forward_hook(self._keep)
@@ -83,9 +65,8 @@ class Batches:
         self, data: Latents, mean: list[float], std: list[float], seed: int, device: str, rank: int = 0
     ) -> None:
         self._dice = torch.Generator().manual_seed(seed + 7919 * rank)
-        self._lengths = torch.Generator().manual_seed(
-            seed
-        )  # equal in all processes, or the one would wait for the other
+        # Equal in all processes, or the one would wait for the other
+        self._lengths = torch.Generator().manual_seed(seed)
         self._device = device
         shift, scale = torch.tensor(mean)[:, None, None, None], torch.tensor(std)[:, None, None, None]
         self._clips = (data.clips.float() - shift) / scale
@@ -176,47 +157,18 @@ def train_model(options: Options, team: Team) -> None:
     model = Starter(words).to(options.device)
     average = Average(model, horizon=400)
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
-    optimizer = Optimizers(model, matrices, MUON_RATE, ADAM_RATE)
-    clock, step, path = Clock(options.minutes * 60), 0, options.folder / "model_state.pt"
-    log = Log(options.folder / "model_log.txt", team, clock)
+    training = Training("model", options, team, model, average, Optimizers(model, matrices, MUON_RATE, ADAM_RATE))
     data = read_latents(options.folder)
-    mean, std = statistics(data)
-    if (state := load_state(path, options.device)) is not None:
-        model.load_state_dict(state["model"])
-        average.model.load_state_dict(state["average"])
-        optimizer.load(state["optimizer"])
-        average.steps, step, clock.elapsed = state["step"], state["step"], state["elapsed"]
+    if (state := training.resume()) is not None:
         mean, std, words = state["mean"], state["std"], state["words"]
     else:
-        teach_text(model.text, model.transformer.pooled_embedding, options.seed, log)
+        mean, std = statistics(data)
+        teach_text(model.text, model.transformer.pooled_embedding, options.seed, training.log)
         average.model.load_state_dict(model.state_dict())
-    batches = Batches(data, mean, std, options.seed + 31 * step, options.device, team.rank)
-    means = Means()
-    saved = logged = time.monotonic()
-    clock.skip()
-    while (progress := team.lead(clock.progress)) < 1:
+    batches = Batches(data, mean, std, options.seed + 31 * training.step, options.device, team.rank)
+
+    def next_losses(progress: float) -> dict[str, Tensor]:
         # small batches learn faster at first, larger ones further
-        parts = losses(model, batches.draw(round(options.batch * (1 + 2 * min(1.0, 1.5 * progress)))))
-        parts["loss"].backward()
-        team.average_gradients(model.parameters())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(rate(progress))
-        average.update(model)
-        means.add(**{name: value.detach() for name, value in parts.items()})
-        step += 1
-        clock.tick()
-        now = time.monotonic()
-        if now - logged > LOG_EVERY:
-            log(step=step, **means.take())
-            logged = now
-        if team.leads and (now - saved > STATE_EVERY or clock.progress >= 1):
-            save_state(
-                path,
-                {
-                    "model": model.state_dict(), "average": average.model.state_dict(),
-                    "optimizer": optimizer.state(), "step": step,
-                    "elapsed": clock.elapsed, "mean": mean, "std": std, "words": words,
-                },
-            )  # fmt: skip
-            saved = time.monotonic()
-            clock.skip()
+        return losses(model, batches.draw(round(options.batch * (1 + 2 * min(1.0, 1.5 * progress)))))
+
+    training.run(next_losses, keep={"mean": mean, "std": std, "words": words})

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from rushes.model.bundle import Card, Defaults, write_bundle
+from rushes.model.text import TIED_EMBEDDING
 from rushes.model.vae import VideoVAE
 from rushes.shot import ShotError
 from rushes.starter.configs import TRANSFORMER, VAE, text_config
 from rushes.starter.scene import FPS
 from rushes.starter.train.latents import FRAMES
 from rushes.starter.train.model import Starter
+from rushes.starter.train.practice import SIZE
 from rushes.starter.train.run import load_state
 from rushes.starter.train.vae import load_vae
 from rushes.starter.world import render, sample_scenes
 
-SIZE = (128, 80)
 DEFAULTS = Defaults(size=SIZE, frames=FRAMES, fps=str(FPS), steps=16, guidance=4.0, shift=2.0)
 MAX_FRAMES = 513
 MAX_PIXELS = 512 * 512
@@ -42,7 +43,7 @@ def pack(folder: Path, path: Path, name: str = "starter") -> Card:
         name=name,
         transformer=TRANSFORMER,
         vae=dataclasses.replace(VAE, latents_mean=tuple(state["mean"]), latents_std=tuple(state["std"])),
-        text=text_config(len(state["words"]) + 3),
+        text=text_config(state["words"]),
         vocabulary=tuple(state["words"]),
         defaults=DEFAULTS,
         preview=_preview(vae, state["mean"], state["std"]),
@@ -68,7 +69,7 @@ def _record(state: dict[str, Any], vae_state: dict[str, Any]) -> dict[str, Any]:
 
 def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
     # The tied second name of the text embedding would only repeat its bytes
-    return {name: t.half() for name, t in state.items() if name != "encoder.embed_tokens.weight"}
+    return {name: t.half() for name, t in state.items() if name != TIED_EMBEDDING}
 
 
 @torch.no_grad()

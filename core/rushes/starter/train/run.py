@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from rushes.model.bundle import replacing
+
 Model = TypeVar("Model", bound=nn.Module)
-STATE_EVERY = 300.0  # seconds between state files
 STALL = 10.0  # a step this many times longer than usual was a pause (SIGSTOP, sleep), not work
 
 
@@ -172,9 +172,8 @@ def rate(progress: float, warmup: float = 0.01, decay: float = 0.4) -> float:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state file whole or not at all. Tensors and plain values only: `weights_only` must load it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(dict(state), temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(dict(state), temporary)
 
 
 def load_state(path: Path, device: str) -> dict[str, Any] | None:

@@ -11,8 +11,7 @@ blocks.
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,19 +20,8 @@ from torch import Tensor
 from rushes.model.vae import VideoVAE
 from rushes.shot import ShotError
 from rushes.starter.configs import VAE
-from rushes.starter.train.run import (
-    STATE_EVERY,
-    Average,
-    Clock,
-    Log,
-    Means,
-    Optimizers,
-    Options,
-    Team,
-    load_state,
-    rate,
-    save_state,
-)
+from rushes.starter.train.loop import Training
+from rushes.starter.train.run import Average, Optimizers, Options, Team, load_state
 from rushes.starter.world import render, sample_scenes
 
 CROP = 64
@@ -43,8 +31,6 @@ GRADIENT_WEIGHT = 0.3
 KL_WEIGHT = 4e-4
 MUON_RATE = 0.02
 ADAM_RATE = 2e-3
-LOG_EVERY = 20.0
-TEST_EVERY = 240.0
 
 
 def train_vae(options: Options, team: Team) -> None:
@@ -53,46 +39,19 @@ def train_vae(options: Options, team: Team) -> None:
     vae = VideoVAE(VAE).to(options.device)
     average = Average(vae, horizon=500)
     kernels = [p for p in vae.parameters() if p.ndim >= 4]
-    optimizer = Optimizers(vae, kernels, MUON_RATE, ADAM_RATE)
-    clock, step = Clock(options.minutes * 60), 0
-    path = options.folder / "vae_state.pt"
-    if (state := load_state(path, options.device)) is not None:
-        vae.load_state_dict(state["model"])
-        average.model.load_state_dict(state["average"])
-        optimizer.load(state["optimizer"])
-        average.steps, step, clock.elapsed = state["step"], state["step"], state["elapsed"]
-    elif team.size > 1:
-        _same_start(vae, average, team)
-    log, means = Log(options.folder / "vae_log.txt", team, clock), Means()
-    crops = _crops(options, team.rank + team.size * step)
-    saved = logged = tested = time.monotonic()
-    clock.skip()
-    while (progress := team.lead(clock.progress)) < 1:
-        frames, mask = next(crops)
-        losses = _losses(vae, frames, mask, noise=0.3 if progress > 0.5 else 0.0)
-        losses["loss"].backward()
-        team.average_gradients(vae.parameters())
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step(rate(progress))
-        average.update(vae)
-        means.add(**{name: value.detach() for name, value in losses.items()})
-        step += 1
-        clock.tick()
-        now = time.monotonic()
-        if now - logged > LOG_EVERY:
-            log(step=step, **means.take())
-            logged = now
-        if team.leads and now - tested > TEST_EVERY:
-            log(step=step, **test_vae(average.model, 16, options.device))
-            tested = time.monotonic()
-            clock.skip()
-        if team.leads and now - saved > STATE_EVERY:
-            _save(path, vae, average, optimizer, step, clock)
-            saved = time.monotonic()
-            clock.skip()
-    if team.leads:
-        log(step=step, **test_vae(average.model, 48, options.device))
-        _save(path, vae, average, optimizer, step, clock)
+    training = Training("vae", options, team, vae, average, Optimizers(vae, kernels, MUON_RATE, ADAM_RATE))
+    if training.resume() is None and team.size > 1:
+        _same_start(vae, average)
+    crops = _crops(options, team.rank + team.size * training.step)
+
+    def again(frames: Tensor) -> Tensor:
+        with torch.autocast(options.device, dtype=torch.bfloat16):
+            return average.model.decode(average.model.encode(frames, 4).float(), 4).float()
+
+    training.run(
+        lambda progress: _losses(vae, *next(crops), noise=0.3 if progress > 0.5 else 0.0),
+        test=lambda last: test_vae(again, 48 if last else 16, options.device),
+    )
 
 
 def load_vae(folder: Path, device: str = "cpu") -> VideoVAE:
@@ -105,20 +64,10 @@ def load_vae(folder: Path, device: str = "cpu") -> VideoVAE:
     return vae.eval().requires_grad_(False)
 
 
-def _same_start(vae: VideoVAE, average: Average, team: Team) -> None:
+def _same_start(vae: VideoVAE, average: Average[VideoVAE]) -> None:
     for parameter, mean in zip(vae.parameters(), average.model.parameters(), strict=True):
         torch.distributed.broadcast(parameter.data, 0)
         mean.copy_(parameter)
-
-
-def _save(path, vae, average, optimizer, step, clock) -> None:  # type: ignore[no-untyped-def]
-    save_state(
-        path,
-        {
-            "model": vae.state_dict(), "average": average.model.state_dict(), "optimizer": optimizer.state(),
-            "step": step, "elapsed": clock.elapsed,
-        },
-    )  # fmt: skip
 
 
 def _crops(options: Options, first_seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -179,16 +128,17 @@ def _losses(vae: VideoVAE, frames: Tensor, mask: Tensor, noise: float) -> dict[s
 
 
 @torch.no_grad()
-def test_vae(vae: VideoVAE, clips: int, device: str = "cpu") -> dict[str, float]:
-    """PSNR in dB on held-out clips: whole frames, and pixels of moving subjects after the first latent frame."""
+def test_vae(again: Callable[[Tensor], Tensor], clips: int, device: str = "cpu") -> dict[str, float]:
+    """PSNR in dB on held-out clips: whole frames, and pixels of moving subjects after the first latent frame.
+
+    again: frames [B, 3, T, H, W] in [-1, 1], encoded and decoded.
+    """
     scenes = [dataclasses.replace(scene, frames=17) for scene in sample_scenes(clips, seed=10_007, split="held_out")]
     squares, moving = [], []
     for i in range(0, clips, 8):
         rendered = render(scenes[i : i + 8], device=device)
         frames = rendered.frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with torch.autocast(device, dtype=torch.bfloat16):
-            output = vae.decode(vae.encode(frames, 4).float(), 4).float()
-        error = ((output - frames) / 2).square().mean(1)  # [B, T, H, W]
+        error = ((again(frames) - frames) / 2).square().mean(1)  # [B, T, H, W]
         squares += error.mean((1, 2, 3)).tolist()
         for scene, e, m in zip(scenes[i : i + 8], error, rendered.mask, strict=True):
             inside = m[1:] > 0
