@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,30 @@ def test_each_call_goes_where_it_is_served_best() -> None:
     wanted = q.clone().requires_grad_()
     assert attention(wanted, k, v).requires_grad
     assert attention(wanted, k, v, pattern=pattern).requires_grad
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (37, 61), (200, 40), (513, 512)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_are_those_of_the_formula(dtype: torch.dtype, queries: int, keys: int) -> None:
+    """Long or short, under autocast or not: against double precision, no worse than twice torch's own."""
+    q, k, v = (torch.randn(2, 3, n, 40, dtype=dtype) for n in (queries, keys, keys))
+    weight = torch.randn(2, 3, queries, 40, dtype=dtype)
+
+    def learnt(compute: Callable[..., torch.Tensor], wide: bool = False) -> list[torch.Tensor]:
+        leaves = [x.double() if wide else x.clone() for x in (q, k, v)]
+        out = compute(*(x.requires_grad_() for x in leaves), scale=0.3)
+        assert out.dtype == leaves[0].dtype
+        return [out.detach(), *torch.autograd.grad(out, leaves, weight.to(out.dtype))]
+
+    def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        return (scale * q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+    exact, peer = learnt(formula, wide=True), learnt(F.scaled_dot_product_attention)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours = learnt(attention)
+    for mine, theirs, right in zip(ours, peer, exact, strict=True):
+        rounding = torch.finfo(dtype).eps * right.abs().max()
+        assert (mine - right).abs().max() <= 2 * (theirs - right).abs().max() + 2 * rounding
 
 
 @has_kernel

@@ -21,6 +21,7 @@ from rushes.attention.arrays import empty_like_queries
 from rushes.attention.latest import note_backend
 from rushes.attention.patterns import TileLists, TilePattern, TopK
 
+SHORT = 512 * 512  # scores up to which they are kept for their gradients
 _SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, float scale, int[] pattern, float density, str? precision, str? backend) -> Tensor"
 )
@@ -28,13 +29,26 @@ _SCHEMA = (
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lists: TileLists | None) -> Tensor:
     """By torch alone, with gradients, on any device. Lists are served one query tile after another."""
-    if lists is None:
+    if lists is None and _learns_short(q, k, v):
+        out = _by_matrices(q, k, v, scale)
+    elif lists is None:
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)  # [batch, heads, length_q, head_dim]
     else:
         out = torch.cat([_one_tile(q, k, v, scale, lists, tile) for tile in range(len(lists.query_start) - 1)], 2)
     if not torch.compiler.is_compiling():
         note_backend("torch" if lists is None else "torch by tiles")
     return out
+
+
+def _learns_short(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return q.device.type == "cpu" and q.shape[2] * k.shape[2] <= SHORT and kernel.needs_gradients(q, k, v)
+
+
+def _by_matrices(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The formula as it is written. Its gradients are matrix products; those of torch's flash attention on the CPU
+    take more than twice as long: 23 against 10 ms for bfloat16 [12, 4, 200, 64] on one thread, 46 against 25 at 360."""
+    with torch.autocast("cpu", enabled=False):
+        return torch.softmax((q * scale) @ k.transpose(-1, -2), -1) @ v  # [batch, heads, length_q, head_dim]
 
 
 def _one_tile(q: Tensor, k: Tensor, v: Tensor, scale: float, lists: TileLists, tile: int) -> Tensor:
