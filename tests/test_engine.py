@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from rushes import Engine, Keyframe, Shot
+from rushes.attention import dispatch, kernel
 from rushes.engine import Cancelled, Progress
 from rushes.model.bundle import read_card, read_modules
 from rushes.shot import ShotError
@@ -341,3 +342,19 @@ def test_guidance_joins_what_it_would_ask_one_by_one(engine: Engine) -> None:
     apart = torch.cat([transformer(x, t, context) for context in (cond, uncond)])
     torch.testing.assert_close(both, apart, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(apart[0], apart[1])
+
+
+@pytest.mark.slow
+def test_the_starter_runs_on_the_kernel(starter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, where this processor has an engine for it, with torch's frames to within bfloat16's rounding."""
+    engine, shot = Engine.load(starter, device="cpu"), Shot("a red ball rolls to the right", frames=17, steps=6)
+    served: set[str | None] = set()
+    listen = dispatch.latest.note_backend
+    monkeypatch.setattr(dispatch.latest, "note_backend", lambda name: (served.add(name), listen(name)))
+    frames = engine.generate(shot).frames
+    faster = ("float32", kernel.backend_name(64, "float32", None)) in dispatch.FASTER
+    assert any(str(name).startswith("rushes ") for name in served) == faster
+    monkeypatch.setenv("RUSHES_ATTENTION", "torch")
+    difference = np.abs(frames - engine.generate(shot).frames)
+    print(f"\nkernel against torch: largest difference {difference.max():.1e}, mean {difference.mean():.1e}")
+    assert difference.max() < 2**-8

@@ -104,7 +104,7 @@ def _processor() -> Iterator[Finding]:
 
 def _attention() -> Iterator[Finding]:
     """Which code serves each dtype of a CPU's tensors, and why."""
-    from rushes.attention.dispatch import forced_backend
+    from rushes.attention.dispatch import FASTER, forced_backend
     from rushes.attention.kernel import backend_name
 
     try:
@@ -117,7 +117,11 @@ def _attention() -> Iterator[Finding]:
         return
     served = ", ".join(f"{dtype} by {backend_name(128, dtype, None)}" for dtype in ("float32", "bfloat16", "float16"))
     if forced is None:
-        text = f"sparse by the compiled kernel on the processor: {served}; dense, on cards and with gradients by torch"
+        faster = ", ".join(sorted({dtype for dtype, engine in FASTER if backend_name(128, dtype, None) == engine}))
+        text = (
+            f"by the compiled kernel on the processor ({served}) for tile patterns, and dense where it is faster than "
+            f"torch ({faster or 'nowhere'} here); few queries, cards and gradients by torch"
+        )
     else:
         text = f"by the compiled kernel, as RUSHES_ATTENTION=rushes asks: {served}; what it cannot do is refused"
     yield Finding("attention", "ok", text)

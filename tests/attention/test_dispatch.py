@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from rushes.attention import TilePattern, TopK, attention, extension, kernel, last_backend, supports
+from rushes.attention import TilePattern, TopK, attention, dispatch, extension, kernel, last_backend, supports
 from rushes.attention.extension import Extension, load_extension
 
 has_kernel = pytest.mark.skipif(load_extension().module is None, reason=load_extension().reason)
@@ -158,7 +158,7 @@ def _served(*arguments: Any, **options: Any) -> str:
 
 @has_kernel
 def test_each_call_goes_where_it_is_served_best() -> None:
-    """Without a wish dense tensors are torch's, and patterns and NumPy arrays the kernel's; gradients are kept."""
+    """Without a wish few queries are torch's, and patterns and NumPy arrays the kernel's; gradients are kept."""
     q, k, v = _qkv()
     assert _served(q, k, v) == "torch"
     assert _served(q.double(), k.double(), v.double()) == "torch"
@@ -169,6 +169,21 @@ def test_each_call_goes_where_it_is_served_best() -> None:
     wanted = q.clone().requires_grad_()
     assert attention(wanted, k, v).requires_grad
     assert attention(wanted, k, v, pattern=pattern).requires_grad
+
+
+@has_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_many_queries_go_to_the_faster_code(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """By the table of what was measured, for the engine that serves here; never for a processor without an entry."""
+    q, k, v = (x.to(dtype) for x in _qkv(length=dispatch.MIN_QUERIES))
+    engine = str(kernel.backend_name(64, str(dtype).removeprefix("torch."), None))
+    entry = (str(dtype).removeprefix("torch."), engine)
+    assert _served(q, k, v) == ("rushes" if entry in dispatch.FASTER else "torch")
+    assert _served(q[:, :, 1:], k, v) == "torch"
+    monkeypatch.setattr(dispatch, "FASTER", {entry})
+    assert _served(q, k, v) == "rushes"
+    monkeypatch.setattr(dispatch, "FASTER", set())
+    assert _served(q, k, v) == "torch"
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (37, 61), (200, 40), (513, 512)])

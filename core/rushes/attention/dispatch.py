@@ -24,6 +24,15 @@ Backend = Literal["torch", "rushes"]
 
 _VARIABLE = "RUSHES_ATTENTION"
 
+# What tests/benchmarks/attention.py found: the kernel is faster than torch's dense attention for these (dtype, engine)
+# from so many queries on; with fewer, packing the keys does not pay. Not bfloat16 on AVX-512 without AMX: there the
+# products of torch, which widen nothing, take a third of our time.
+FASTER = {
+    ("float32", "avx2"), ("float32", "avx512"), ("float16", "avx2"), ("float16", "avx512"),
+    ("bfloat16", "avx2"), ("bfloat16", "amx_bf16"),
+}  # fmt: skip
+MIN_QUERIES = 128
+
 if sys.modules.get("torch") is not None:
     # Whoever loads torch first may compile its model with torch.compile, which cannot register an operator while it
     # traces. Everybody else gets no torch from here.
@@ -58,8 +67,8 @@ def attention(
     strides, any floating dtype and device, the same for all three. scale: default head_dim ** -0.5. pattern: tokens
     are then in its tile order. precision: what the kernel multiplies in, "fp32" or "bf16"; default that of the inputs,
     and fp32 for float16. backend: "rushes" or "torch"; default the environment's RUSHES_ATTENTION, and without it the
-    kernel for patterns and NumPy arrays, torch for all else. threads: default
-    torch's. cancel: stops the kernel within milliseconds; torch's own code does not look at it.
+    kernel for patterns, for NumPy arrays and where it is the faster one, torch for all else. threads: default torch's.
+    cancel: stops the kernel within milliseconds; torch's own code does not look at it.
     Returns q's shape and dtype.
     Raises ValueError that names the argument, what was got and what is allowed; Cancelled.
     """
@@ -158,8 +167,13 @@ def _choose(
         if reasons:
             raise ValueError("; ".join(reasons))
         return "rushes"
-    # Dense attention stays torch's until the kernel's table of speeds and its proof on other processors are complete.
-    return "rushes" if pattern is not None and not reasons else "torch"
+    return "rushes" if not reasons and (pattern is not None or _is_faster(q)) else "torch"
+
+
+def _is_faster(q: Any) -> bool:
+    """Whether dense attention of these queries takes the kernel less time than torch."""
+    engine = kernel.served_by(q, None).rpartition(" ")[2]
+    return q.shape[2] >= MIN_QUERIES and (str(q.dtype).removeprefix("torch."), engine) in FASTER
 
 
 def _resolve(pattern: Pattern | None, q: Any, k: Any, scale: float) -> TileLists | None:

@@ -17,12 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rushes.attention import attention
+from rushes.attention import TilePattern, TopK, attention
 from rushes.model.config import TransformerConfig
 from rushes.model.rope import rope_table, rotate
 
 Rope = tuple[Tensor, Tensor]
 KeyValue = tuple[Tensor, Tensor]
+Pattern = TilePattern | TopK
+Grid = tuple[int, int, int]
+
+
+class Layout(NamedTuple):
+    """How the tokens lie from the first block to the last. In tile order, no layer pays for the tiles."""
+
+    rope: Rope
+    pattern: Pattern | None = None  # what self-attention keeps; None: all of it, and tokens in the grid's order
+    frames: Tensor | None = None  # [L], the latent frame of each token, where they are not in the frames' order
 
 
 class Control(NamedTuple):
@@ -87,11 +97,11 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
         v = self.split(self.v(x)).transpose(1, 2)  # [B, heads, L, head_dim]
-        q = rotate(self.split(self.norm_q(self.q(x))), rope).to(v.dtype).transpose(1, 2)
-        k = rotate(self.split(self.norm_k(self.k(x))), rope).to(v.dtype).transpose(1, 2)
-        return self.o(attention(q, k, v).transpose(1, 2).flatten(2))
+        q = rotate(self.split(self.norm_q(self.q(x))), layout.rope).to(v.dtype).transpose(1, 2)
+        k = rotate(self.split(self.norm_k(self.k(x))), layout.rope).to(v.dtype).transpose(1, 2)
+        return self.o(attention(q, k, v, pattern=layout.pattern).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(Attention):
@@ -142,12 +152,13 @@ class Block(nn.Module):
             nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
         )
 
-    def forward(self, x: Tensor, time: Tensor, rope: Rope, context: Context) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, layout: Layout, context: Context) -> Tensor:
         """x [B, L, dim]; time [B, n, 6, dim], n = 1, latent frames or L. The six: shift, scale, gate, twice."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation[:, None] + time.float()).unbind(2)
-        x = gated(x, self.self_attn(modulated(x, shift, scale, self.eps), rope), gate)
+        frames = layout.frames
+        x = gated(x, self.self_attn(modulated(x, shift, scale, self.eps, frames), layout), gate, frames)
         x = x + self.cross_attn(layer_norm(x, self.eps, self.norm3), context)
-        return gated(x, self.ffn(modulated(x, ffn_shift, ffn_scale, self.eps)), ffn_gate)
+        return gated(x, self.ffn(modulated(x, ffn_shift, ffn_scale, self.eps, frames)), ffn_gate, frames)
 
 
 class VaceBlock(Block):
@@ -167,9 +178,9 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, config.dim), std=config.dim**-0.5))
         self.head = nn.Linear(config.dim, config.patch_size**2 * config.out_channels)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, layout: Layout) -> Tensor:
         shift, scale = (self.modulation[:, None] + time.float()[:, :, None]).unbind(2)  # order: shift, scale
-        return self.head(modulated(x, shift, scale, self.eps))
+        return self.head(modulated(x, shift, scale, self.eps, layout.frames))
 
 
 class ImageEmbedding(nn.Module):
@@ -242,25 +253,43 @@ class Transformer(nn.Module):
         context: Context,
         control: Sequence[Control] = (),
         on_block: Callable[[int], None] | None = None,
+        pattern: Callable[[Grid], Pattern] | None = None,
     ) -> Tensor:
         """Velocity [B, out_channels, T, H, W] of latents [B, in_channels, T, H, W], H and W multiples of the patch.
 
         timestep: [B], or [B, T] one per latent frame, or [B, tokens]; 0 (clean) ... 1000 (noise).
         control: VACE contexts. on_block: called with the block's number before each block; it may raise to cancel.
+        pattern: makes, for the grid of tokens (T, H, W), what self-attention keeps; all of it without.
         """
         x, grid = self._tokens(self.patch_embedding, latents)
-        rope = rope_table(grid, self.config.rope_dims, x.device)
+        kept = pattern(grid) if pattern is not None else None
+        order = torch.from_numpy(kept.order()).to(x.device) if kept is not None else None
         time, time_blocks = self._time(timestep, context.pooled, x.dtype)
-        hints = self._hints(control, x, time_blocks, rope, context, on_block)
+        layout = self._layout(grid, kept, order, x.device, of_frames=1 < time.shape[1] < x.shape[1])
+        if order is not None:
+            x = x[:, order]
+            if time.shape[1] == x.shape[1]:  # a timestep for each token
+                time, time_blocks = time[:, order], time_blocks[:, order]
+        hints = self._hints(control, x, order, time_blocks, layout, context, on_block)
         for i, block in enumerate(self.blocks):
             if on_block is not None:
                 on_block(i)
-            x = block(x, time_blocks, rope, context)
+            x = block(x, time_blocks, layout, context)
             for hint in hints.get(i, ()):
                 x = x + hint
-        return self._unpatchify(self.head(x, time), grid)
+        x = self.head(x, time, layout)
+        return self._unpatchify(x if kept is None else x[:, torch.from_numpy(kept.inverse()).to(x.device)], grid)
 
-    def _tokens(self, embedding: nn.Conv3d, latents: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    def _layout(
+        self, grid: Grid, pattern: Pattern | None, order: Tensor | None, device: torch.device, of_frames: bool
+    ) -> Layout:
+        cosines, sines = rope_table(grid, self.config.rope_dims, device)
+        if pattern is None or order is None:
+            return Layout((cosines, sines))
+        frames = order // (grid[1] * grid[2]) if of_frames else None
+        return Layout((cosines[order], sines[order]), pattern, frames)
+
+    def _tokens(self, embedding: nn.Conv3d, latents: Tensor) -> tuple[Tensor, Grid]:
         x = embedding(latents.to(embedding.weight.dtype))  # [B, dim, T, H, W]
         T, H, W = x.shape[2:]
         # Contiguous, or every sum of every block would keep the layout of the convolution, channels outermost.
@@ -283,8 +312,9 @@ class Transformer(nn.Module):
         self,
         control: Sequence[Control],
         x: Tensor,
+        order: Tensor | None,
         time: Tensor,
-        rope: Rope,
+        layout: Layout,
         context: Context,
         on_block: Callable[[int], None] | None,
     ) -> dict[int, list[Tensor]]:
@@ -292,17 +322,18 @@ class Transformer(nn.Module):
         hints: dict[int, list[Tensor]] = {}
         for latents, strength in control:
             c, _ = self._tokens(self.vace_patch_embedding, latents)
+            c = c if order is None else c[:, order]
             for i, (layer, block) in enumerate(zip(self.config.vace_layers, self.vace_blocks, strict=True)):
                 assert isinstance(block, VaceBlock)
                 if on_block is not None:
                     on_block(layer)
                 if i == 0:
                     c = block.before_proj(c) + x
-                c = block(c, time, rope, context)
+                c = block(c, time, layout, context)
                 hints.setdefault(layer, []).append(block.after_proj(c) * strength)
         return hints
 
-    def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def _unpatchify(self, x: Tensor, grid: Grid) -> Tensor:
         T, H, W = grid
         p = self.config.patch_size
         x = x.reshape(x.shape[0], T, H, W, p, p, -1).permute(0, 6, 1, 2, 4, 3, 5)  # [B, C, T, H, p, W, p]
@@ -315,16 +346,20 @@ def layer_norm(x: Tensor, eps: float, affine: nn.LayerNorm) -> Tensor:
     return normed.to(working_dtype(x))
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """Adaptive layer norm: LN(x) (1 + scale) + shift, with shift and scale [B, n, dim] shared by L / n tokens each."""
+def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float, frames: Tensor | None = None) -> Tensor:
+    """Adaptive layer norm: LN(x) (1 + scale) + shift, with shift and scale [B, n, dim] shared by L / n tokens each, or,
+    with frames [L], chosen for each token."""
     B, L, D = x.shape
+    if frames is not None:
+        shift, scale = shift[:, frames], scale[:, frames]  # [B, L, dim]
     normed = F.layer_norm(x.float(), (D,), eps=eps).view(B, shift.shape[1], -1, D)
     return torch.addcmul(shift[:, :, None], normed, 1 + scale[:, :, None]).view(B, L, D).to(working_dtype(x))
 
 
-def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """x + gate update, with gate [B, n, dim] shared by L / n tokens each, summed in float32."""
+def gated(x: Tensor, update: Tensor, gate: Tensor, frames: Tensor | None = None) -> Tensor:
+    """x + gate update, summed in float32; the gate [B, n, dim] is shared or chosen as in `modulated`."""
     B, L, D = x.shape
+    gate = gate if frames is None else gate[:, frames]
     groups = (B, gate.shape[1], -1, D)
     total = torch.addcmul(x.float().view(groups), update.float().view(groups), gate[:, :, None])
     return total.view(B, L, D).to(x.dtype)
