@@ -84,17 +84,6 @@ def test_an_install_without_compiler_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert "torch" in _named(findings, "attention")[0].text
 
 
-def test_a_compiled_module_of_another_version_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left over from an older install, it would compute with old code."""
-    module = SimpleNamespace(
-        build_info=lambda: {"version": "0.0.1", "compiler": "GCC 1", "architecture": "x86_64"},
-        cpu_features=lambda: {"avx2": True, "neon": False},
-    )
-    monkeypatch.setattr("rushes.attention.extension.load_extension", lambda: Extension(module))  # type: ignore[arg-type]
-    states = [finding.state for finding in _named(examine(), "compiled module")]
-    assert states == ["ok", "problem"]
-
-
 def test_it_says_which_attention_serves_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """By name for each dtype; when the environment decides, that is the reason; a wrong word is a problem."""
     if load_extension().module is None:

@@ -95,10 +95,6 @@ def _processor() -> Iterator[Finding]:
     features = [name for name, present in extension.module.cpu_features().items() if present]
     yield Finding("processor", "ok", f"{info['architecture']}: {', '.join(features) or 'no vector extensions'}")
     yield Finding("compiled module", "ok", f"{info['version']}, built by {info['compiler']}")
-    if info["version"] != __version__:
-        yield Finding(
-            "compiled module", "problem", f"it is of another version than {__version__}; install Rushes again"
-        )
     yield from _attention()
 
 

@@ -9,6 +9,7 @@ import importlib.util
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,3 +85,13 @@ def test_a_broken_module_is_explained(fresh: None, monkeypatch: pytest.MonkeyPat
     found = load_extension()
     assert found.module is None
     assert "wrong ELF class" in found.reason and platform.python_version() in found.reason
+
+
+def test_a_module_of_another_version_is_refused(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left over from another install, it would be given arguments that it does not know."""
+    old = SimpleNamespace(build_info=lambda: {"version": "0.0.1"})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(extension.importlib, "import_module", lambda name: old)
+    found = load_extension()
+    assert found.module is None
+    assert "version 0.0.1" in found.reason and rushes.__version__ in found.reason

@@ -11,6 +11,8 @@ import platform
 from dataclasses import dataclass
 from types import ModuleType
 
+from rushes._version import __version__
+
 _NAME = "rushes.attention._kernel"
 
 
@@ -32,10 +34,14 @@ def load_extension() -> Extension:
             "`pip install --force-reinstall --no-cache-dir` builds it",
         )
     try:
-        return Extension(importlib.import_module(_NAME))
+        module = importlib.import_module(_NAME)
     except (ImportError, OSError) as error:
         return Extension(
             None,
             f"it was built but does not load on {platform.system()} {platform.machine()} "
             f"with Python {platform.python_version()}: {error}; install Rushes again for this Python",
         )
+    built_for = module.build_info()["version"]
+    if built_for != __version__:  # left over from another install: it may take other arguments than it is given
+        return Extension(None, f"it is of version {built_for} and Rushes is {__version__}; install Rushes again")
+    return Extension(module)
