@@ -219,7 +219,7 @@ void work(void* context, int thread, int) {
     const Plan& p = *shared.plan;
     const Attention& a = *p.problem;
     char* scratch = p.threads_scratch + p.scratch * static_cast<std::size_t>(thread);
-    const Rounding rounding;
+    [[maybe_unused]] const Rounding rounding;
     p.kernel->enter();
     const std::int64_t per_group = shared.packing ? divide_up(p.strips, kPackChunk) : p.items;
     while (!shared.stop.load(std::memory_order_relaxed)) {

@@ -14,7 +14,7 @@ namespace rushes::cpu {
 namespace {
 
 // Tiles are 8 KiB more of registers for each thread that uses them, so Linux gives them on request only.
-bool may_use_amx() noexcept {
+[[maybe_unused]] bool may_use_amx() noexcept {
 #if defined(__linux__) && defined(__x86_64__)
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2), XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -27,7 +27,7 @@ struct Tables {
     const KernelTable* by_isa[6] = {};
 
     Tables() {
-        const CpuFeatures cpu = detect_cpu_features();
+        [[maybe_unused]] const CpuFeatures cpu = detect_cpu_features();
         by_isa[1] = portable_table();
 #if defined(RUSHES_BUILD_AVX2)
         if (cpu.avx2 && cpu.fma && cpu.f16c) by_isa[2] = avx2_table();
