@@ -95,7 +95,7 @@ def test_it_says_which_attention_serves_and_why(monkeypatch: pytest.MonkeyPatch)
     assert _named(examine(), "attention")[0].text == "by torch, as RUSHES_ATTENTION=torch asks"
     monkeypatch.setenv("RUSHES_ATTENTION", "cudnn")
     (found,) = _named(examine(), "attention")
-    assert found.state == "problem" and "'cudnn'" in found.text and "torch or rushes is allowed" in found.text
+    assert found.state == "problem" and "'cudnn'" in found.text and "torch, flex or rushes is allowed" in found.text
 
 
 @pytest.fixture

@@ -108,8 +108,9 @@ def _attention() -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("attention", "problem", str(error))
         return
-    if forced == "torch":
-        yield Finding("attention", "note", "by torch, as RUSHES_ATTENTION=torch asks")
+    if forced in ("torch", "flex"):
+        how = "torch" if forced == "torch" else "torch, tile patterns by its FlexAttention"
+        yield Finding("attention", "note", f"by {how}, as RUSHES_ATTENTION={forced} asks")
         return
     served = ", ".join(f"{dtype} by {backend_name(128, dtype, None)}" for dtype in ("float32", "bfloat16", "float16"))
     if forced is None:

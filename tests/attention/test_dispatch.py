@@ -223,7 +223,7 @@ def test_a_wish_is_granted_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="dtype is float64; float32, bfloat16 or float16 is allowed"):
         attention(q.double(), k.double(), v.double())
     monkeypatch.setenv("RUSHES_ATTENTION", "flash")
-    with pytest.raises(ValueError, match="RUSHES_ATTENTION: got 'flash'; torch or rushes is allowed"):
+    with pytest.raises(ValueError, match="RUSHES_ATTENTION: got 'flash'; torch, flex or rushes is allowed"):
         attention(q, k, v)
 
 
@@ -266,7 +266,7 @@ def test_supported_means_no_reason() -> None:
 
 WISHES = [
     ({"precision": "fp16"}, "precision: got 'fp16'; fp32 or bf16 is allowed"),
-    ({"backend": "flash"}, "backend: got 'flash'; torch or rushes is allowed"),
+    ({"backend": "flash"}, "backend: got 'flash'; torch, flex or rushes is allowed"),
     ({"backend": "torch", "precision": "bf16"}, "precision: got 'bf16' with torch's attention"),
     ({"scale": float("nan")}, "scale: got nan; a finite number is allowed"),
 ]
@@ -358,6 +358,7 @@ def test_torch_compile_sees_it(pattern: Any) -> None:
 
 
 @has_kernel
+@pytest.mark.skipif(torch.__version__.startswith("2.4."), reason="torch 2.4 looks up formulas under another key")
 def test_whoever_counts_torch_calls_counts_this_one() -> None:
     """A dispatch mode sees the operator, and the flop counter knows what it costs, by the pattern's density too."""
     pattern = TilePattern(grid=(2, 4, 5), tile=(2, 2, 2), window=(1, 1, 1))

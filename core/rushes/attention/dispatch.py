@@ -20,7 +20,7 @@ from rushes.attention.patterns import TileLists, TilePattern, TopK
 Array = TypeVar("Array")
 Pattern = TilePattern | TopK | TileLists
 Precision = Literal["fp32", "bf16"]
-Backend = Literal["torch", "rushes"]
+Backend = Literal["torch", "flex", "rushes"]
 
 _VARIABLE = "RUSHES_ATTENTION"
 
@@ -66,9 +66,10 @@ def attention(
     q: [batch, heads, length_q, head_dim]; k, v: [batch, heads, length_k, head_dim]; torch tensors or NumPy arrays, any
     strides, any floating dtype and device, the same for all three. scale: default head_dim ** -0.5. pattern: tokens
     are then in its tile order. precision: what the kernel multiplies in, "fp32" or "bf16"; default that of the inputs,
-    and fp32 for float16. backend: "rushes" or "torch"; default the environment's RUSHES_ATTENTION, and without it the
-    kernel for patterns, for NumPy arrays and where it is the faster one, torch for all else. threads: default torch's.
-    cancel: stops the kernel within milliseconds; torch's own code does not look at it.
+    and fp32 for float16. backend: "rushes", "torch", or, for patterns, "flex" (FlexAttention); default the
+    environment's RUSHES_ATTENTION, and without it the kernel for patterns, for NumPy arrays and where it is the faster
+    one, torch for all else. threads: default torch's. cancel: stops the kernel within milliseconds; torch's own code
+    does not look at it.
     Returns q's shape and dtype.
     Raises ValueError that names the argument, what was got and what is allowed; Cancelled.
     """
@@ -111,10 +112,12 @@ def serve(
     cancel: threading.Event | None = None,
 ) -> Any:
     """attention() for arguments that have been checked, computed here and now."""
-    if _choose(q, k, v, pattern, precision, backend) == "torch":
+    chosen = _choose(q, k, v, pattern, precision, backend)
+    if chosen != "rushes":
         from rushes.attention import torch_backend
 
-        return torch_backend.torch_attention(q, k, v, scale, _resolve(pattern, q, k, scale))
+        lists = _resolve(pattern, q, k, scale)
+        return torch_backend.torch_attention(q, k, v, scale, lists, by_flex=chosen == "flex")
     lists = _resolve(pattern, q, k, scale)
     out = kernel.compute(q, k, v, scale=scale, lists=lists, precision=precision, threads=threads, cancel=cancel)
     latest.note_backend(kernel.served_by(q, precision))
@@ -145,29 +148,44 @@ def last_backend() -> str | None:
 def forced_backend() -> Backend | None:
     """What the environment's RUSHES_ATTENTION asks for. Raises ValueError for a word that it does not know."""
     asked = os.environ.get(_VARIABLE) or None
-    if asked not in (None, "torch", "rushes"):
-        raise ValueError(f"{_VARIABLE}: got {asked!r}; torch or rushes is allowed")
+    if asked not in (None, "torch", "flex", "rushes"):
+        raise ValueError(f"{_VARIABLE}: got {asked!r}; torch, flex or rushes is allowed")
     return asked  # type: ignore[return-value]
 
 
 def _choose(
     q: Any, k: Any, v: Any, pattern: Pattern | None, precision: Precision | None, backend: Backend | None
 ) -> Backend:
-    if backend not in (None, "torch", "rushes"):
-        raise ValueError(f"backend: got {backend!r}; torch or rushes is allowed")
+    if backend not in (None, "torch", "flex", "rushes"):
+        raise ValueError(f"backend: got {backend!r}; torch, flex or rushes is allowed")
     asked = backend or forced_backend()
-    if asked == "torch" and not is_torch(q):
-        raise ValueError("backend: got 'torch' for NumPy arrays; 'rushes' is allowed for them")
-    if asked == "torch" and precision is not None:
-        raise ValueError(f"precision: got {precision!r} with torch's attention; only the kernel has a choice of it")
-    if asked == "torch":
-        return "torch"
+    if asked in ("torch", "flex"):
+        return _choose_torch(q, pattern, precision, asked)
     reasons = _reasons(q, k, v, precision)
     if asked == "rushes" or precision is not None or not is_torch(q):
         if reasons:
             raise ValueError("; ".join(reasons))
         return "rushes"
-    return "rushes" if not reasons and (pattern is not None or _is_faster(q)) else "torch"
+    if not reasons and (pattern is not None or _is_faster(q)):
+        return "rushes"
+    on_card = pattern is not None and q.device.type == "cuda"
+    return "flex" if on_card and _flex_obstacle() is None else "torch"
+
+
+def _choose_torch(q: Any, pattern: Pattern | None, precision: Precision | None, asked: Backend) -> Backend:
+    if not is_torch(q):
+        raise ValueError(f"backend: got {asked!r} for NumPy arrays; 'rushes' is allowed for them")
+    if precision is not None:
+        raise ValueError(f"precision: got {precision!r} with torch's attention; only the kernel has a choice of it")
+    if asked == "flex" and pattern is not None and (reason := _flex_obstacle()):
+        raise ValueError(reason)
+    return asked if pattern is not None else "torch"  # dense, FlexAttention has nothing to add
+
+
+def _flex_obstacle() -> str | None:
+    from rushes.attention import flex
+
+    return flex.obstacle()
 
 
 def _is_faster(q: Any) -> bool:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_flop
 
-from rushes.attention import kernel
+from rushes.attention import flex, kernel
 from rushes.attention.arrays import empty_like_queries
 from rushes.attention.latest import note_backend
 from rushes.attention.patterns import TileLists, TilePattern, TopK
@@ -27,16 +27,21 @@ _SCHEMA = (
 )
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lists: TileLists | None) -> Tensor:
-    """By torch alone, with gradients, on any device. Lists are served one query tile after another."""
+def torch_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, lists: TileLists | None, by_flex: bool = False
+) -> Tensor:
+    """By torch alone, with gradients, on any device. Lists are served one query tile after another, or by_flex."""
     if lists is None and _learns_short(q, k, v):
-        out = _by_matrices(q, k, v, scale)
+        out, name = _by_matrices(q, k, v, scale), "torch"
     elif lists is None:
-        out = F.scaled_dot_product_attention(q, k, v, scale=scale)  # [batch, heads, length_q, head_dim]
+        out, name = F.scaled_dot_product_attention(q, k, v, scale=scale), "torch"  # [batch, heads, length_q, head_dim]
+    elif by_flex:
+        out, name = flex.flex_attention(q, k, v, scale, lists), "flex"
     else:
-        out = torch.cat([_one_tile(q, k, v, scale, lists, tile) for tile in range(len(lists.query_start) - 1)], 2)
+        tiles = range(len(lists.query_start) - 1)
+        out, name = torch.cat([_one_tile(q, k, v, scale, lists, tile) for tile in tiles], 2), "torch by tiles"
     if not torch.compiler.is_compiling():
-        note_backend("torch" if lists is None else "torch by tiles")
+        note_backend(name)
     return out
 
 
@@ -109,7 +114,7 @@ def _operator(
     pattern: list[int],
     density: float,
     precision: Literal["fp32", "bf16"] | None,
-    backend: Literal["torch", "rushes"] | None,
+    backend: Literal["torch", "flex", "rushes"] | None,
 ) -> Tensor:
     from rushes.attention.dispatch import serve
 
