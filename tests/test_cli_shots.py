@@ -312,3 +312,12 @@ def test_the_starter_names_unknown_words(rushes: Run, starter: str, tmp_path: Pa
     done = _made(rushes, "generate", "a red xylophone", "-o", "a.safetensors", "--steps", "1")
     assert "the starter does not know: xylophone" in done.stderr
     assert json.loads(_made(rushes, "inspect", "a.safetensors", "--json").stdout)["unknown_words"] == ["xylophone"]
+
+
+def test_what_a_shot_is_worth_is_said_once(rushes: Run, tiny_model: Path) -> None:
+    """A length that the model has not seen is made, with one warning about it; a usual one without."""
+    command = ["generate", PROMPT, "--model", str(tiny_model), "--steps", "1", "--overwrite", "-o", "a.mp4"]
+    done = _made(rushes, *command, "--frames", "37")
+    (warning,) = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert warning.endswith("frames: tiny was trained on up to 33 frames; expect drift in a clip of 37")
+    assert "warning" not in _made(rushes, *command, "--frames", "33").stderr

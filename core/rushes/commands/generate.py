@@ -93,9 +93,7 @@ def _make(
         making.warn_of_other_model(expected, record, reporter)
     making.warn_of_unknown_words(record["unknown_words"], record["model"]["name"], reporter)
     for note in engine.notes(shot):
-        reporter.warning(note, kind="notes")
-    for note in engine.notes(shot):
-        reporter.warning(note, kind="note")
+        reporter.warning(note)
     with stop_on_signals() as stop, making.cancelled_means_stopped(stop):
         latents = engine.denoise(shot, on_progress=reporter.progress, cancel=stop.event)
         files = delivery.write(engine, latents, record, reporter, stop)
