@@ -27,9 +27,10 @@ ARROWS = {
     "model": {"attention", "shot", "_version"},
     "sampling": {"shot"},
     "media": {"shot", "_version"},
-    "engine": {"model", "sampling", "media", "shot", "_version"},
+    "progress": set(),  # what the engine tells; a file of its own for the engine's length alone
+    "engine": {"model", "sampling", "media", "shot", "progress", "_version"},
     "starter": {"model", "sampling", "media", "shot", "engine", "_version"},
-    "jobs": {"engine", "media", "shot", "_version"},
+    "jobs": {"engine", "media", "shot", "progress", "_version"},
     "publish": {"media", "jobs", "shot", "_version"},
 }
 TOP = {"__init__", "__main__", "cli", "commands", "doctor"}

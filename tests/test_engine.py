@@ -18,8 +18,8 @@ import torch
 
 from rushes import Engine, Keyframe, Shot
 from rushes.attention import dispatch, kernel
-from rushes.engine import Cancelled, Progress
 from rushes.model.bundle import read_card, read_modules
+from rushes.progress import Cancelled, Denoising, Progress
 from rushes.shot import ShotError
 
 WORDS = "a red ball rolls to the right"
@@ -358,3 +358,28 @@ def test_the_starter_runs_on_the_kernel(starter: str, monkeypatch: pytest.Monkey
     difference = np.abs(frames - engine.generate(shot).frames)
     print(f"\nkernel against torch: largest difference {difference.max():.1e}, mean {difference.mean():.1e}")
     assert difference.max() < 2**-8
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+def test_a_broken_denoising_goes_on_with_the_same_bits(engine: Engine, tmp_path: Path, at: int) -> None:
+    """From the state after any step, keyframes and guidance included; progress counts on."""
+    picture = _png(tmp_path / "a.png", 16, 16, 3)
+    shot = Shot(WORDS, frames=9, steps=5, seed=11, keyframes=(Keyframe(0, picture),))
+    states: list[Denoising] = []
+    whole = engine.denoise(shot, on_state=states.append)
+    assert [state.step for state in states] == [1, 2, 3, 4, 5]
+    steps: list[int] = []
+    again = engine.denoise(
+        shot, resume=states[at], on_progress=lambda p: steps.append(p.step) if p.phase == "denoise" else None
+    )
+    assert torch.equal(again, whole)
+    assert steps == list(range(at + 2, 6))
+
+
+def test_the_state_of_another_shot_is_refused(engine: Engine) -> None:
+    states: list[Denoising] = []
+    engine.denoise(Shot(WORDS, frames=9, steps=3), on_state=states.append)
+    with pytest.raises(ShotError, match="they are of another shot"):
+        engine.denoise(Shot(WORDS, frames=5, steps=3), resume=states[0])
+    with pytest.raises(ShotError, match="got step 3"):
+        engine.denoise(Shot(WORDS, frames=9, steps=2), resume=states[2])

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from rushes.model.text import TextEncoder, summarize
 from rushes.model.tokenizer import WordTokenizer
 from rushes.model.transformer import Context, Transformer
 from rushes.model.vae import VideoVAE
+from rushes.progress import Cancelled, Denoising, Frames, OnPreview, OnProgress, OnState, Progress, Steps
 from rushes.sampling.guidance import classifier_free
 from rushes.sampling.known_frames import KnownFrames, hold, put_back
 from rushes.sampling.noise import initial_noise
@@ -33,30 +33,10 @@ from rushes.sampling.schedules import schedule
 from rushes.sampling.solvers import euler, unipc
 from rushes.shot import Keyframe, Shot, ShotError
 
-Frames = npt.NDArray[np.float32]
 SOLVERS = {"euler": euler, "unipc": unipc}
 DECODE_BYTES = 160 * 2**20  # what a decoder chunk may take; larger chunks are slower too, by page faults
 DECODE_COPIES = 15  # tensors of the last stage's size that live at once, measured with the convolutions' own buffers
 MIN_TILE = 8  # latent cells; smaller tiles are mostly overlap
-
-
-class Cancelled(Exception):
-    """The caller's cancel event was set; nothing was written."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """phase: text, keyframes, denoise or decode; step of steps done; seconds per step and seconds that remain."""
-
-    phase: str
-    step: int
-    steps: int
-    seconds_per_step: float = 0.0
-    remaining: float = 0.0
-
-
-OnProgress = Callable[[Progress], object]
-OnPreview = Callable[[int, Frames], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +167,15 @@ class Engine:
         on_preview: OnPreview | None = None,
         cancel: threading.Event | None = None,
         before: Tensor | None = None,
+        on_state: OnState | None = None,
+        resume: Denoising | None = None,
     ) -> Tensor:
         """Latents float32 [1, channels, latent_frames, h, w] in model space, on the CPU, of a resolved or plain shot.
 
         on_preview(step, frames): after each step, the clip as it stands, [latent_frames, h, w, 3] in latent resolution.
         cancel: looked at before every transformer block. before: latents [1, channels, n, h, w], from `encode`, that
-        the clip begins with; it goes on from there. Raises Cancelled, ShotError.
+        the clip begins with; it goes on from there. on_state: gets, after each step, what `resume` takes to go on after
+        an interruption; the shot must be the same. Raises Cancelled, ShotError.
         """
         shot = self.resolve(shot)
         assert shot.size is not None and shot.frames is not None and shot.steps is not None
@@ -208,9 +191,14 @@ class Engine:
         predict = _Predict(self._transformer, cancel)
         velocity = classifier_free(predict, cond, uncond, shot.guidance or 0.0, join=Context.join)
         plan = schedule(self.card.defaults.schedule, shot.steps, self.card.defaults.shift)
-        callback = _Steps(tell, on_preview, cancel, self.preview)
+        at = resume or Denoising(0, noise, ())
+        if at.latents.shape != noise.shape or at.step > shot.steps:
+            raise ShotError(f"resume: got step {at.step} of latents {list(at.latents.shape)}; they are of another shot")
+        x, *history = (t.to(self.device) for t in (at.latents, *at.history))
+        callback = Steps(tell, on_preview, cancel, self.preview, on_state, at.step, history)
         solver = SOLVERS[self.card.defaults.solver]
-        latents = solver(velocity if known is None else hold(velocity, known), noise, plan, callback=callback)
+        step = velocity if known is None else hold(velocity, known)
+        latents = solver(step, x, plan, callback=callback, start=at.step, history=history)
         return (latents if known is None else put_back(latents, known)).float().cpu()
 
     @torch.inference_mode()
@@ -352,29 +340,6 @@ class _Predict:
         return self._transformer(x, timesteps, context, on_block=self._check)
 
     def _check(self, block: int) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            raise Cancelled("cancelled while denoising")
-
-
-class _Steps:
-    """The solver's callback: progress with seconds per step, and previews."""
-
-    def __init__(
-        self,
-        tell: OnProgress,
-        on_preview: OnPreview | None,
-        cancel: threading.Event | None,
-        preview: Callable[[Tensor], Frames],
-    ) -> None:
-        self._tell, self._on_preview, self._cancel, self._preview = tell, on_preview, cancel, preview
-        self._started = time.perf_counter()
-
-    def __call__(self, step: int, steps: int, x: Tensor, x0: Tensor) -> None:
-        done = step + 1
-        seconds = (time.perf_counter() - self._started) / done
-        self._tell(Progress("denoise", done, steps, seconds, seconds * (steps - done)))
-        if self._on_preview is not None:
-            self._on_preview(step, self._preview(x0))
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled("cancelled while denoising")
 

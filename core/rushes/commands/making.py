@@ -65,7 +65,7 @@ class Delivery:
 @contextmanager
 def cancelled_means_stopped(stop: Stop) -> Iterator[None]:
     """The engine's Cancelled, raised because `stop` was set, becomes Stopped."""
-    from rushes.engine import Cancelled
+    from rushes.progress import Cancelled
 
     try:
         yield
