@@ -35,7 +35,7 @@ ARROWS = {
 }
 TOP = {"__init__", "__main__", "cli", "commands", "doctor"}
 
-STDLIB_ONLY = ["shot.py", "_version.py", "__init__.py", "jobs/client.py"]
+STDLIB_ONLY = ["shot.py", "_version.py", "__init__.py", "jobs/__init__.py", "jobs/client.py", "jobs/wire.py"]
 NO_TORCH = ["media", "commands/reporting.py", "commands/options.py", "commands/stopping.py", "cli.py"]
 HOSTS = {"bpy", "nuke", "nukescripts", "hou", "maya", "comfy", "comfy_api", "comfy_extras", "folder_paths"}
 

@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rushes._version import __version__
+from rushes.model.bundle import SHIPPED as SHIPPED
 from rushes.model.bundle import Card, bundle_path, digest, read_card, read_modules
 from rushes.model.text import TextEncoder, summarize
 from rushes.model.tokenizer import WordTokenizer
@@ -59,45 +60,27 @@ class Clip:
         return list(outputs.paths)
 
 
-class Engine:
-    """A loaded model, made by `Engine.load`. It keeps nothing between shots; one thread may use it at a time."""
+class Work(NamedTuple):
+    """What a shot costs: products and sums of the transformer, pixels of the decoder, bytes while it is made."""
 
-    def __init__(
-        self,
-        card: Card,
-        path: Path,
-        transformer: Transformer,
-        vae: VideoVAE,
-        text: TextEncoder,
-        decode_memory: int | None = None,
-    ) -> None:
-        self.card, self.path, self._decode_memory = card, path, decode_memory
-        self._transformer, self._vae, self._text = transformer.eval(), vae.eval(), text.eval()
+    flops: float
+    pixels: int
+    bytes: int
+
+
+class Model:
+    """What is known of a model without its weights: which shots it takes, and what they cost."""
+
+    def __init__(self, card: Card, path: Path) -> None:
+        self.card, self.path = card, path
         self._tokenizer = WordTokenizer(card.vocabulary, card.transformer.text_len)
         self._sha256 = ""
 
     @classmethod
-    def load(
-        cls,
-        model: str | Path = "starter",
-        device: str | None = None,
-        dtype: torch.dtype | None = None,
-        decode_memory: int | None = None,
-    ) -> Engine:
-        """Load a model: a name, a folder, or a .safetensors file.
-
-        device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
-        when None. decode_memory: bytes that the decoder's activations may take; pictures that need more are decoded in
-        blended tiles. Raises ShotError for a model or device that is not there.
-        """
+    def open(cls, model: str | Path = "starter") -> Model:
+        """A model by name, folder or .safetensors file. Raises ShotError for one that is not there."""
         path = bundle_path(model)
-        card = read_card(path)
-        transformer, vae, text = read_modules(path, card, _device(device), dtype or torch.float32)
-        return cls(card, path, transformer, vae, text, decode_memory)
-
-    @property
-    def device(self) -> torch.device:
-        return self._transformer.patch_embedding.weight.device
+        return Model(read_card(path), path)
 
     def resolve(self, shot: Shot, fit: bool = False) -> Shot:
         """The shot with the model's defaults filled in, checked against the model.
@@ -141,6 +124,97 @@ class Engine:
             width, height = self.card.defaults.size
             found.append(f"size: {self.card.name} was trained at {width}x{height}; other sizes are less exact")
         return found
+
+    def limits(self) -> dict[str, Any]:
+        """What a host's panel shows and offers, JSON-ready. Sizes are (width, height)."""
+        card, defaults = self.card, self.card.defaults
+        return {
+            "name": card.name, "size": list(defaults.size), "size_step": card.pixel_step, "max_pixels": card.max_pixels,
+            "frames": defaults.frames, "frames_step": card.vae.temporal_factor, "max_frames": card.max_frames,
+            "trained_frames": card.trained_frames, "fps": defaults.fps, "steps": defaults.steps,
+            "guidance": defaults.guidance,
+        }  # fmt: skip
+
+    def work(self, shot: Shot) -> Work:
+        """What a resolved shot costs, counted from the model's shape."""
+        assert shot.size is not None and shot.frames is not None and shot.steps is not None
+        vae, transformer = self.card.vae, self.card.transformer
+        h, w = shot.size[1] // vae.spatial_factor, shot.size[0] // vae.spatial_factor
+        latent_frames = vae.latent_frames(shot.frames)
+        tokens = latent_frames * (h // transformer.patch_size) * (w // transformer.patch_size)
+        batch = 2 if (shot.guidance or 0.0) > 1 else 1
+        flops = batch * shot.steps * transformer.flops(tokens)
+        weights = self.path.stat().st_size
+        # float32: the widest tensors of a block (time's six, q, k, v, the feed-forward), and the decoder's allowance
+        peak = 4 * batch * tokens * (12 * transformer.dim + transformer.ffn_dim) + DECODE_BYTES
+        return Work(flops, shot.frames * shot.size[0] * shot.size[1], 2 * weights + peak)
+
+    def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:
+        """Keyframes at frames counted from 0, sealed, in order."""
+        placed: dict[int, Keyframe] = {}
+        for keyframe in keyframes:
+            frame = keyframe.frame + frames if keyframe.frame < 0 else keyframe.frame
+            if not 0 <= frame < frames:
+                raise ShotError(
+                    f"keyframe: got frame {keyframe.frame}; {-frames} to {frames - 1} is allowed in this clip"
+                )
+            at = self._latent_of(frame)
+            if at in placed:
+                raise ShotError(
+                    f"keyframe: frames {placed[at].frame} and {frame} fall into one latent frame; "
+                    f"{self.card.vae.temporal_factor} frames between them are enough"
+                )
+            placed[at] = Keyframe(frame, keyframe.image, keyframe.sha256).sealed()
+        return tuple(placed[at] for at in sorted(placed))
+
+    def _latent_of(self, frame: int) -> int:
+        return -(-frame // self.card.vae.temporal_factor)
+
+    def _tokens(self, name: str, text: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(text)[0]
+        except ShotError as error:
+            raise ShotError(str(error).replace("prompt", name, 1)) from error
+
+
+class Engine(Model):
+    """A loaded model, made by `Engine.load`. It keeps nothing between shots; one thread may use it at a time."""
+
+    def __init__(
+        self,
+        card: Card,
+        path: Path,
+        transformer: Transformer,
+        vae: VideoVAE,
+        text: TextEncoder,
+        decode_memory: int | None = None,
+    ) -> None:
+        super().__init__(card, path)
+        self._decode_memory = decode_memory
+        self._transformer, self._vae, self._text = transformer.eval(), vae.eval(), text.eval()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "starter",
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        decode_memory: int | None = None,
+    ) -> Engine:
+        """Load a model: a name, a folder, or a .safetensors file.
+
+        device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
+        when None. decode_memory: bytes that the decoder's activations may take; pictures that need more are decoded in
+        blended tiles. Raises ShotError for a model or device that is not there.
+        """
+        path = bundle_path(model)
+        card = read_card(path)
+        transformer, vae, text = read_modules(path, card, _device(device), dtype or torch.float32)
+        return cls(card, path, transformer, vae, text, decode_memory)
+
+    @property
+    def device(self) -> torch.device:
+        return self._transformer.patch_embedding.weight.device
 
     def generate(
         self,
@@ -240,33 +314,6 @@ class Engine:
         table = torch.tensor(self.card.preview, dtype=torch.float32, device=latents.device)  # [C + 1, 3]
         rough = torch.einsum("cthw,cr->thwr", latents[0].float(), table[:-1]) + table[-1]
         return rough.clamp_(0, 1).cpu().numpy()
-
-    def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:
-        """Keyframes at frames counted from 0, sealed, in order."""
-        placed: dict[int, Keyframe] = {}
-        for keyframe in keyframes:
-            frame = keyframe.frame + frames if keyframe.frame < 0 else keyframe.frame
-            if not 0 <= frame < frames:
-                raise ShotError(
-                    f"keyframe: got frame {keyframe.frame}; {-frames} to {frames - 1} is allowed in this clip"
-                )
-            at = self._latent_of(frame)
-            if at in placed:
-                raise ShotError(
-                    f"keyframe: frames {placed[at].frame} and {frame} fall into one latent frame; "
-                    f"{self.card.vae.temporal_factor} frames between them are enough"
-                )
-            placed[at] = Keyframe(frame, keyframe.image, keyframe.sha256).sealed()
-        return tuple(placed[at] for at in sorted(placed))
-
-    def _latent_of(self, frame: int) -> int:
-        return -(-frame // self.card.vae.temporal_factor)
-
-    def _tokens(self, name: str, text: str) -> list[int]:
-        try:
-            return self._tokenizer.encode(text)[0]
-        except ShotError as error:
-            raise ShotError(str(error).replace("prompt", name, 1)) from error
 
     def _contexts(self, shot: Shot) -> tuple[Context, Context | None]:
         """Embedded prompt and negative prompt; None instead of the second when guidance is off."""

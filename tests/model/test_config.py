@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from rushes.model import config as presets
 from rushes.model.config import (
@@ -208,3 +209,18 @@ def test_lists_become_tuples() -> None:
     assert vae == presets.WAN21_VAE
     assert hash(vae) == hash(presets.WAN21_VAE)
     assert hash(replace(TINY, vace_layers=[0, 2])) == hash(replace(TINY, vace_layers=(0, 2)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_flops_are_those_that_torch_counts(layers: int) -> None:
+    """Of one pass with the text's keys and values kept; norms and rotations, which torch does not count either, are
+    left out."""
+    config = TransformerConfig(dim=48, heads=2, layers=layers, ffn_dim=112, in_channels=4, out_channels=4, text_len=9)
+    model = Transformer(config).eval().requires_grad_(False)
+    latents, time = torch.randn(1, 4, 3, 8, 10), torch.full((1,), 500.0)
+    context = model.context(torch.randn(1, 9, config.text_dim), cache=True)
+    model(latents, time, context)
+    with FlopCounterMode(display=False) as counter:
+        model(latents, time, context)
+    embedding = 2 * (config.freq_dim * 48 + 48 * 48 + 48 * 6 * 48)  # of the one timestep
+    assert config.flops(3 * 4 * 5) == pytest.approx(counter.get_total_flops() - embedding, rel=0.01)

@@ -12,30 +12,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rushes.media.frames import FrameFolder
     from rushes.media.images import load_image
-    from rushes.media.latents import read_latents, write_latents
+    from rushes.media.latents import read_history, read_latents, write_latents
     from rushes.media.outputs import Outputs, open_outputs
     from rushes.media.paths import check_outputs
     from rushes.media.record import read_record
     from rushes.media.sink import WriteError
 
 __all__ = [
+    "FrameFolder",
     "Outputs",
     "WriteError",
     "check_outputs",
     "load_image",
     "open_outputs",
+    "read_history",
     "read_latents",
     "read_record",
     "write_latents",
 ]
 
 _HOME = {
+    "FrameFolder": "frames",
     "Outputs": "outputs",
     "WriteError": "sink",
     "check_outputs": "paths",
     "load_image": "images",
     "open_outputs": "outputs",
+    "read_history": "latents",
     "read_latents": "latents",
     "read_record": "record",
     "write_latents": "latents",

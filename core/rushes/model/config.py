@@ -59,6 +59,13 @@ class TransformerConfig:
         side = 2 * (self.head_dim // 6)
         return self.head_dim - 2 * side, side, side
 
+    def flops(self, tokens: int) -> float:
+        """Products and sums of one pass over one clip of so many tokens, with the text's keys and values kept."""
+        projections = 6 * self.dim**2 + 2 * self.dim * self.ffn_dim  # q, k, v, o; q, o of the text; feed-forward
+        scores = 2 * self.dim * (tokens + self.text_len)
+        blocks = self.layers + len(self.vace_layers)
+        return 2.0 * tokens * (blocks * (projections + scores) + 2 * self.dim * self.patch_size**2 * self.in_channels)
+
 
 @dataclass(frozen=True)
 class VAEConfig:

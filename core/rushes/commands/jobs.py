@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""`rushes worker`, `rushes jobs` and `rushes resume`: shots that are made in folders of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rushes.commands.reporting import make_reporter
+from rushes.commands.stopping import Stopped, stop_on_signals
+from rushes.jobs.folder import Job, find_job, jobs_home, list_jobs
+from rushes.shot import ShotError
+
+home_option = click.option(
+    "--home", metavar="FOLDER", help="Where job folders live (default: RUSHES_JOBS, or the user's data folder)."
+)
+
+
+def _home(home: str | None) -> Path:
+    return Path(home).absolute() if home else jobs_home()
+
+
+@click.command()
+@home_option
+@click.option("--log", metavar="FILE", help="Where its words go (default: worker.log in the home).")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps ... (default: the fastest there is).")
+@click.option("--idle", type=float, default=300.0, show_default=True, help="Seconds until the model's memory is freed.")
+def worker(home: str | None, log: str | None, device: str | None, idle: float) -> None:
+    """Make shots for a host: JSON-RPC on standard input and output. Hosts start it; people need not."""
+    from rushes.jobs.worker import run_worker
+
+    run_worker(_home(home), Path(log) if log else None, device, idle)
+
+
+@click.group(invoke_without_command=True)
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def jobs(context: click.Context, home: str | None, as_json: bool) -> None:
+    """List the jobs, newest last; `rushes jobs clean` removes those that are over."""
+    context.obj = _home(home)
+    if context.invoked_subcommand is not None:
+        return
+    rows = [_row(job) for job in list_jobs(context.obj)]
+    if as_json:
+        click.echo(json.dumps({"home": str(context.obj), "jobs": rows}))
+        return
+    for row in rows:
+        click.echo(f"{row['job']}  {row['state']:<11} {row['frames']:>4} frames  {row['prompt']}")
+    if not rows:
+        click.echo(f"no jobs in {context.obj}")
+
+
+def _row(job: Job) -> dict[str, Any]:
+    try:
+        prompt = job.request()["shot"]["prompt"]
+        state = job.state()
+    except ShotError as error:
+        prompt, state = str(error), "unreadable"
+    ending = job.ending() or {}
+    return {
+        "job": job.id, "folder": str(job.path), "state": state, "frames": len(job.frames()), "prompt": prompt,
+        "message": ending.get("message", ""), "outputs": ending.get("outputs", []),
+    }  # fmt: skip
+
+
+@jobs.command()
+@click.option(
+    "--days", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Only those older than this."
+)
+@click.option(
+    "--all", "everything", is_flag=True, help="Also failed, cancelled and interrupted ones, which could be resumed."
+)
+@click.pass_obj
+def clean(home: Path, days: float, everything: bool) -> None:
+    """Remove the folders of jobs that are done. Outputs elsewhere stay."""
+    over = {"done", "failed", "cancelled", "interrupted"} if everything else {"done"}
+    removed = 0
+    for job in list_jobs(home):
+        if job.state() in over and time.time() - job.request().get("created", 0) >= 86_400 * days:
+            shutil.rmtree(job.path)
+            removed += 1
+    click.echo(f"{removed} jobs removed")
+
+
+@click.command()
+@click.argument("name", metavar="JOB")
+@home_option
+@click.option("--device", metavar="DEVICE", help="cpu, cuda ... The bits are the same on the same device only.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on standard output.")
+def resume(name: str, home: str | None, device: str | None, as_json: bool) -> None:
+    """Go on with an interrupted, failed or cancelled JOB, from its last saved step."""
+    job = find_job(_home(home), name)
+    job.request()
+    from rushes.engine import Engine
+    from rushes.jobs.runner import run_job
+    from rushes.progress import Progress
+
+    with make_reporter(as_json) as reporter, stop_on_signals() as stop:
+
+        def tell(event: str, **fields: Any) -> None:
+            if event == "progress":
+                reporter.progress(Progress(**fields))
+            elif event == "note":
+                reporter.warning(fields["message"])
+
+        state = run_job(job, lambda shot: Engine.load(shot.model, device=device), tell, stop.event)
+        if state == "cancelled":
+            raise Stopped(stop.signal)
+    ending = job.ending() or {}
+    if state == "failed":
+        raise ShotError(f"job: {job.id} failed: {ending.get('message', 'its folder took no more')}")
+    files = [*ending["outputs"], *(str(path) for path in job.frames())]
+    if as_json:
+        click.echo(json.dumps({"event": "done", "job": job.id, "files": files}))
+    else:
+        click.echo("\n".join(ending["outputs"] or [str(job.frames_folder)]))

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""What a shot will take, before it runs: its counted work over the pace of earlier jobs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from rushes.engine import Model
+from rushes.jobs.folder import list_jobs
+from rushes.shot import Shot
+
+LOOK_BACK = 20  # jobs
+PIXEL_FLOPS = 5e4  # of a decoder, for a machine that has made nothing yet
+
+
+def estimate(home: Path, model: Model, shot: Shot, device: str = "cpu") -> dict[str, Any]:
+    """Seconds and bytes for a resolved shot. measured: by earlier jobs of this model here, or by a quick trial."""
+    work = model.work(shot)
+    paces: dict[str, list[float]] = {"flops": [], "pixels": []}
+    for job in list_jobs(home)[-LOOK_BACK:]:
+        for event in job.events():
+            if event["event"] == "pace" and (event["model"], event["device"]) == (model.card.name, device):
+                paces[event["unit"]].append(event["rate"])
+    measured = all(paces.values())
+    if not measured:
+        trial = _trial(device)
+        paces = {"flops": [trial], "pixels": [trial / PIXEL_FLOPS]}
+    seconds = work.flops / median(paces["flops"]) + work.pixels / median(paces["pixels"])
+    return {"seconds": round(seconds, 4), "bytes": work.bytes, "measured": measured, "shot": shot.to_dict()}
+
+
+def _trial(device: str) -> float:
+    """Products and sums a second of one large matrix product, halved: a model also does other things."""
+    n = 1024
+    a = torch.randn(n, n, device=device)
+    float((a @ a)[0, 0])
+    started = time.perf_counter()
+    float((a @ a)[0, 0])  # waits for a card too
+    return n**3 / (time.perf_counter() - started)

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""The worker: makes jobs for a host that talks to it over a pipe, and outlives that host.
+
+Standard input carries requests, the process's own standard output answers and notifications (wire.py). File descriptor
+1 itself is pointed at standard error, and that at a log, because libraries print. No port is opened. When standard
+input ends, the host is gone: what was accepted is finished, then the worker exits.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+from rushes._version import __version__
+from rushes.jobs.folder import Job, JobError, create_job, find_job, list_jobs
+from rushes.jobs.wire import PROTOCOL, Message, WireError, encode, read
+from rushes.shot import Shot, ShotError
+
+HEARTBEAT = 2.0  # seconds
+IDLE = 300.0  # seconds after which the model's memory is given back
+PARSE_ERROR, INVALID_REQUEST, NO_METHOD, BAD_PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
+LOG_BYTES = 4 * 2**20  # a larger log begins anew; the last one is kept beside it
+
+
+class Pipe:
+    """Where answers go. Threads share it; a host that is gone is no error."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._lock = stream, threading.Lock()
+        self.is_open = True
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        with self._lock:
+            if not self.is_open:
+                return
+            try:
+                self._stream.write(encode({"jsonrpc": "2.0", **message}))
+                self._stream.flush()
+            except (OSError, ValueError):
+                self.is_open = False
+
+
+class Engines:
+    """The last model, kept warm."""
+
+    def __init__(self, device: str | None) -> None:
+        self._device, self._model = device, ""
+        self._engine: Any = None
+        self._lock = threading.Lock()
+
+    def load(self, shot: Shot) -> Any:
+        from rushes.engine import Engine
+
+        with self._lock:
+            if self._engine is None or self._model != shot.model:
+                self._drop()
+                self._engine, self._model = Engine.load(shot.model, device=self._device), shot.model
+            return self._engine
+
+    def free(self) -> bool:
+        """Give the memory back; True when there was a model."""
+        with self._lock:
+            return self._drop()
+
+    def _drop(self) -> bool:
+        had, self._engine = self._engine is not None, None
+        if had:
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return had
+
+
+class Worker:
+    """One queue, one running job. serve() answers on the calling thread while jobs run on another."""
+
+    def __init__(self, home: Path, pipe: Pipe, device: str | None = None, idle: float = IDLE) -> None:
+        self.home, self._pipe, self._idle = home, pipe, idle
+        self._engines = Engines(device)
+        self._queue: queue.Queue[Job | None] = queue.Queue()
+        self._accepted: dict[str, threading.Event] = {}  # id -> its cancel event, queued or running
+        self._free_after: set[str] = set()
+        self._lock = threading.Lock()
+        self._running = ""
+        self._methods: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "hello": self._hello, "submit": self._submit, "resume": self._resume, "cancel": self._cancel,
+            "jobs": self._jobs, "attach": self._attach, "models": self._models, "estimate": self._estimate,
+            "free": self._free, "shutdown": self._shutdown,
+        }  # fmt: skip
+
+    def serve(self, stream: BinaryIO) -> None:
+        """Until standard input ends or `shutdown`; then the accepted jobs are finished."""
+        maker = threading.Thread(target=self._make_jobs, name="rushes jobs", daemon=True)
+        maker.start()
+        threading.Thread(target=self._beat, name="rushes heartbeat", daemon=True).start()
+        self._stream_open = True
+        while self._stream_open:
+            try:
+                message = read(stream)
+            except WireError as error:
+                self._pipe.send({"id": None, "error": {"code": PARSE_ERROR, "message": str(error)}})
+                continue
+            if message is None:
+                break
+            self._answer(message)
+        self._queue.put(None)
+        while maker.is_alive():  # join() without a time limit would keep Ctrl-C waiting
+            maker.join(0.2)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: stop what runs. Its state is kept."""
+        with self._lock:
+            if event := self._accepted.get(self._running):
+                event.set()
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def _answer(self, message: Message) -> None:
+        method, number = message.get("method"), message.get("id")
+        params = message.get("params") or {}
+        try:
+            if not isinstance(method, str) or not isinstance(params, dict):
+                raise _RpcError(INVALID_REQUEST, "got no method and parameters by name; they are needed")
+            if method not in self._methods:
+                raise _RpcError(NO_METHOD, f"method: got {method!r}; {', '.join(self._methods)} are allowed")
+            answer: dict[str, Any] = {"result": self._methods[method](params)}
+        except _RpcError as error:
+            answer = {"error": {"code": error.code, "message": str(error)}}
+        except ShotError as error:
+            answer = {"error": {"code": BAD_PARAMS, "message": str(error)}}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": {"code": INTERNAL, "message": f"{type(error).__name__}: {error}"}}
+        if "id" in message:
+            self._pipe.send({"id": number, **answer})
+
+    def _hello(self, params: dict[str, Any]) -> dict[str, Any]:
+        if (theirs := params.get("protocol")) != PROTOCOL:
+            raise _RpcError(
+                BAD_PARAMS, f"protocol: the host speaks {theirs!r}, this worker {PROTOCOL}; update the older one"
+            )
+        return {
+            "protocol": PROTOCOL, "rushes": __version__, "pid": os.getpid(), "home": str(self.home),
+            "heartbeat": HEARTBEAT, "models": self._models({})["models"], "devices": _devices(),
+        }  # fmt: skip
+
+    def _submit(self, params: dict[str, Any]) -> dict[str, Any]:
+        from rushes.media import check_outputs
+
+        shot = Shot.from_dict(_taken(params, "shot", dict))
+        outputs = _taken(params, "outputs", list, [])
+        colorspace, overwrite = params.get("colorspace"), bool(params.get("overwrite"))
+        shot = _model(shot).resolve(shot, bool(params.get("fit")))
+        if outputs:
+            check_outputs(outputs, shot.frames, overwrite, colorspace, shot.size)
+        job = create_job(self.home, shot, outputs, colorspace=colorspace, overwrite=overwrite)
+        self._accept(job)
+        return self._about(job)
+
+    def _resume(self, params: dict[str, Any]) -> dict[str, Any]:
+        job = find_job(self.home, _taken(params, "job", str))
+        job.request()
+        if job.state() in ("done", "running") or job.id in self._accepted:
+            raise JobError(
+                f"job: {job.id} is {self._about(job)['state']}; an interrupted, failed or cancelled job is allowed"
+            )
+        self._accept(job)
+        return self._about(job)
+
+    def _accept(self, job: Job) -> None:
+        with self._lock:
+            self._accepted[job.id] = threading.Event()
+        self._queue.put(job)
+
+    def _cancel(self, params: dict[str, Any]) -> dict[str, Any]:
+        job = find_job(self.home, _taken(params, "job", str))
+        with self._lock:
+            event = self._accepted.get(job.id)
+            if event is not None and params.get("free"):
+                self._free_after.add(job.id)
+        if event is None:
+            raise JobError(f"job: {job.id} is {job.state()}; a job that this worker has accepted is allowed")
+        event.set()
+        return {"job": job.id}
+
+    def _jobs(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {"jobs": [self._about(job) for job in list_jobs(self.home)]}
+
+    def _attach(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What the job's folder holds; whatever this worker makes from now on comes as notifications anyway."""
+        job = find_job(self.home, _taken(params, "job", str))
+        return {**self._about(job), "frames": [str(path) for path in job.frames()], "ending": job.ending()}
+
+    def _about(self, job: Job) -> dict[str, Any]:
+        with self._lock:
+            waiting = job.id in self._accepted and job.id != self._running
+        state = "queued" if waiting else job.state()
+        return {"job": job.id, "folder": str(job.path), "state": state, "shot": job.request()["shot"]}
+
+    def _models(self, params: dict[str, Any]) -> dict[str, Any]:
+        from rushes.engine import SHIPPED, Model
+
+        return {"models": [Model.open(name).limits() for name in SHIPPED]}
+
+    def _estimate(self, params: dict[str, Any]) -> dict[str, Any]:
+        from rushes.jobs.estimate import estimate
+
+        shot = Shot.from_dict(_taken(params, "shot", dict))
+        model = _model(shot)
+        return estimate(self.home, model, model.resolve(shot, bool(params.get("fit"))))
+
+    def _free(self, params: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            if self._running:
+                raise JobError(f"free: {self._running} is being made; cancel it, or wait")
+        return {"freed": self._engines.free()}
+
+    def _shutdown(self, params: dict[str, Any]) -> dict[str, Any]:
+        """now: cancel what was accepted; otherwise it is finished first."""
+        self._stream_open = False
+        if params.get("now"):
+            with self._lock:
+                for event in self._accepted.values():
+                    event.set()
+        return {"waits_for": len(self._accepted)}
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    def _make_jobs(self) -> None:
+        used = time.monotonic()
+        while True:
+            try:
+                job = self._queue.get(timeout=1.0)
+            except queue.Empty:
+                if time.monotonic() - used > self._idle:
+                    self._engines.free()
+                    used = time.monotonic()
+                continue
+            if job is None:
+                return
+            self._make(job)
+            used = time.monotonic()
+
+    def _make(self, job: Job) -> None:
+        from rushes.jobs.runner import run_job
+
+        with self._lock:
+            self._running, cancel = job.id, self._accepted[job.id]
+
+        def tell(name: str, **fields: Any) -> None:
+            self._pipe.send({"method": name, "params": {"job": job.id, **fields}})
+            if name == "failed":
+                print(f"{job.id} failed: {fields['message']}\n{fields['traceback']}", file=sys.stderr, flush=True)
+
+        try:
+            run_job(job, self._engines.load, tell, cancel)
+        except Exception as error:  # another process has it, or the folder is gone: the queue goes on
+            tell("failed", message=str(error), cancelled=False, traceback=traceback.format_exc())
+        with self._lock:
+            self._running = ""
+            del self._accepted[job.id]
+            is_freeing = job.id in self._free_after
+            self._free_after.discard(job.id)
+        if is_freeing:
+            self._engines.free()
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(HEARTBEAT)
+            self._pipe.send({"method": "heartbeat", "params": {"job": self._running or None}})
+
+
+class _RpcError(Exception):
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def _taken(params: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    value = params.get(name, default)
+    if not isinstance(value, kind):
+        raise _RpcError(BAD_PARAMS, f"{name}: got {type(value).__name__}; {kind.__name__} is allowed")
+    return value
+
+
+def _model(shot: Shot) -> Any:
+    from rushes.engine import Model
+
+    return Model.open(shot.model)
+
+
+def _devices() -> list[str]:
+    import torch
+
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def run_worker(home: Path, log: Path | None = None, device: str | None = None, idle: float = IDLE) -> None:
+    """The command `rushes worker`. Returns when the host is gone and the accepted jobs are made."""
+    home.mkdir(parents=True, exist_ok=True)
+    pipe = Pipe(_private_output(log or home / "worker.log"))
+    worker = Worker(home, pipe, device, idle)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        worker.interrupt()
+
+    signal.signal(signal.SIGINT, stop)
+    if hasattr(signal, "SIGBREAK"):
+        signal.signal(signal.SIGBREAK, stop)
+    worker.serve(sys.stdin.buffer)
+
+
+def _private_output(log: Path) -> BinaryIO:
+    """A copy of standard output for messages; whatever prints afterwards goes to the log."""
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    sys.stdout.flush()
+    private = os.fdopen(os.dup(1), "wb")
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 2)
+    os.dup2(2, 1)
+    os.close(target)
+    return private

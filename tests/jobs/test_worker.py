@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Real workers over real pipes: what a host asks, what kills them, and what is left of a job then."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rushes import Engine, Shot
+from rushes.jobs.client import Client, Event
+from rushes.jobs.folder import Job, create_job
+from rushes.jobs.runner import run_job
+from rushes.jobs.wire import encode, read
+
+Start = Callable[..., Client]
+Wait = Callable[..., list[Event]]
+Ask = Callable[..., Any]
+
+
+def _ended(event: Event) -> bool:
+    return event.kind in ("done", "failed", "died")
+
+
+def _bits(job: Job) -> list[bytes]:
+    return [path.read_bytes() for path in job.frames()]
+
+
+def test_a_host_gets_its_clip(start: Start, wait: Wait, ask: Ask, home: Path, shot: Shot, tmp_path: Path) -> None:
+    """Hello, estimate, submit, progress, previews, frames, done; then attach tells the same from the folder."""
+    worker = start()
+    assert worker.hello is not None and worker.hello["protocol"] == 1 and "cpu" in worker.hello["devices"]
+    assert [model["name"] for model in worker.hello["models"]] == ["starter"]
+    guess = ask(worker, "estimate", {"shot": shot.to_dict()})
+    assert guess["seconds"] > 0 and guess["bytes"] > 0 and guess["measured"] is False
+    out = tmp_path / "shot.mp4"
+    job = ask(worker, "submit", {"shot": shot.to_dict(), "outputs": [str(out)]})
+    assert job["state"] in ("queued", "running")
+    events = wait(worker, _ended)
+    assert events[-1].kind == "done" and events[-1].fields["outputs"] == [str(out)] and out.is_file()
+    frames = [event.fields for event in events if event.kind == "frame"]
+    assert [frame["number"] for frame in frames] == list(range(1, 10))
+    found = ask(worker, "attach", {"job": job["job"]})
+    assert found["state"] == "done" and found["frames"] == [frame["path"] for frame in frames]
+    assert ask(worker, "estimate", {"shot": shot.to_dict()})["measured"] is True
+    assert [row["job"] for row in ask(worker, "jobs")["jobs"]] == [job["job"]]
+
+
+def test_refusals_are_sentences(start: Start, ask: Ask, home: Path, shot: Shot) -> None:
+    """Each names the argument; the worker goes on, and no folder is left behind."""
+    worker = start()
+    plain = shot.to_dict()
+    cases = [
+        ("submit", {"shot": {**plain, "frames": 6}}, "frames: got 6"),
+        ("submit", {"shot": {**plain, "prompt": ""}}, "prompt: it is empty"),
+        ("submit", {"shot": {**plain, "prompt": "x" * 10_000_000}}, "prompt: it has 10000000 characters"),
+        ("submit", {"shot": {**plain, "model": "nothing"}}, "model: got 'nothing'"),
+        ("submit", {"shot": "a ball"}, "shot: got str; dict is allowed"),
+        ("submit", {"shot": plain, "outputs": ["a.gif"]}, "a.gif"),
+        ("cancel", {"job": "1999"}, "there is no such job"),
+        ("attach", {}, "job: got NoneType; str is allowed"),
+        ("paint", {}, "method: got 'paint'; hello, submit"),
+        ("hello", {"protocol": 99}, "the host speaks 99, this worker 1"),
+    ]
+    for method, params, words in cases:
+        assert words in ask(worker, method, params), method
+    assert not [path for path in home.iterdir() if path.is_dir()]
+    assert ask(worker, "submit", {"shot": {**plain, "frames": 6}, "fit": True})["shot"]["frames"] == 5
+
+
+def test_cancelled_jobs_go_on_where_they_stood(start: Start, wait: Wait, ask: Ask, shot: Shot, home: Path) -> None:
+    """By request, the running one and the waiting one; then resumed by the same worker."""
+    worker = start()
+    long = shot.replace(steps=400)
+    first, second = (ask(worker, "submit", {"shot": long.to_dict()})["job"] for _ in range(2))
+    wait(worker, lambda event: event.kind == "progress" and event.fields["step"] > 3)
+    worker.cancel(second)
+    worker.cancel(first)
+    ended = [event for event in wait(worker, lambda e: e.kind == "failed" and e.fields["job"] == second)]
+    assert {event.fields["job"] for event in ended if event.kind == "failed"} == {first, second}
+    assert {row["state"] for row in ask(worker, "jobs")["jobs"]} == {"cancelled"}
+    assert ask(worker, "resume", {"job": first})["job"] == first
+    assert wait(worker, _ended)[-1].kind == "done"
+    whole = create_job(home, long)
+    engine = Engine.load(long.model)
+    run_job(whole, lambda _: engine, lambda *_, **__: None, threading.Event())
+    assert _bits(whole) == _bits(Job(home / first))
+
+
+def test_a_worker_outlives_its_host(start: Start, wait: Wait, ask: Ask, shot: Shot, home: Path) -> None:
+    """Its input ends while a job runs and another waits: both are made, then it exits."""
+    worker = start()
+    jobs = [Job(Path(ask(worker, "submit", {"shot": shot.replace(steps=60).to_dict()})["folder"])) for _ in range(2)]
+    wait(worker, lambda event: event.kind == "progress" and event.fields["phase"] == "denoise")
+    worker.close()
+    assert wait(worker, lambda event: event.kind == "died")[-1].fields["status"] == 0
+    assert [job.state() for job in jobs] == ["done", "done"]
+
+
+def test_a_host_that_is_killed_loses_nothing(home: Path, shot: Shot, environment: dict[str, str]) -> None:
+    """Killed with both its pipes while a job runs: the worker finishes, whom nobody hears any more."""
+    code = (
+        "import sys, time; from rushes.jobs.client import Client; import rushes.jobs.client as c, os, json\n"
+        "c.clean_environment = lambda: dict(os.environ)\n"
+        "client = Client([sys.executable, '-m', 'rushes'], sys.argv[1]); client.start()\n"
+        "client.request('submit', {'shot': json.loads(sys.argv[2])}, failed=print)\n"
+        "while True:\n"
+        "    for event in client.tick():\n"
+        "        if event.kind == 'progress' and event.fields['step'] > 2: print('now', flush=True)\n"
+        "    time.sleep(0.01)\n"
+    )
+    text = shot.replace(steps=150).to_json()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(home), text], env=environment, stdout=subprocess.PIPE, text=True
+    ) as host:
+        assert host.stdout is not None and host.stdout.readline() == "now\n"
+        host.kill()
+    (job,) = [Job(path) for path in home.iterdir() if path.is_dir()]
+    assert _until(lambda: job.state() == "done"), job.state()
+
+
+def _until(true: Callable[[], bool], seconds: float = 120) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+    return true()
+
+
+def test_ctrl_c_stops_the_job_and_not_the_worker(start: Start, wait: Wait, ask: Ask, shot: Shot) -> None:
+    """The middle step of the cancel ladder."""
+    worker = start()
+    ask(worker, "submit", {"shot": shot.replace(steps=900).to_dict()})
+    wait(worker, lambda event: event.kind == "progress")
+    worker._interrupt()
+    assert wait(worker, _ended)[-1].fields.get("cancelled") is True
+    assert ask(worker, "free") == {"freed": True} and ask(worker, "free") == {"freed": False}
+
+
+def test_a_deaf_worker_is_killed_in_the_end(start: Start, wait: Wait, ask: Ask, shot: Shot) -> None:
+    """Stopped by SIGSTOP it hears neither message nor signal: first it counts as stuck, and cancelling kills it."""
+    worker = start(silent=3.0, patience=(0.3, 0.3))
+    job = ask(worker, "submit", {"shot": shot.replace(steps=900).to_dict()})["job"]
+    wait(worker, lambda event: event.kind == "progress")
+    assert worker._process is not None
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    wait(worker, lambda event: event.kind == "stuck")
+    worker.cancel(job)
+    assert wait(worker, lambda event: event.kind == "died")[-1].fields["status"] == -signal.SIGKILL
+    worker.start()
+    wait(worker, lambda event: event.kind == "ready")
+    assert ask(worker, "attach", {"job": job})["state"] == "interrupted"
+
+
+def test_a_worker_that_dies_says_its_last_words(start: Start, wait: Wait, home: Path) -> None:
+    """Here it cannot start at all, its home being a file."""
+    home.rmdir()
+    (home.parent / "other").mkdir()
+    home.write_text("")
+    worker = start(ready=False, log=home.parent / "other" / "worker.log")
+    event = wait(worker, lambda event: event.kind == "died")[-1]
+    assert event.fields["status"] != 0 and event.fields["log"] and "its last words" in event.fields["message"]
+
+
+def test_garbage_on_the_pipe_is_answered(home: Path, environment: dict[str, str]) -> None:
+    """Noise, other JSON, wrong types: an error each, and the next request is served."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "rushes", "worker", "--home", str(home)],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as worker:  # fmt: skip
+        assert worker.stdin is not None and worker.stdout is not None
+        for data in (
+            b"hello\r\nContent-Length: 2\r\n\r\n{}", b"Content-Length: 4\r\n\r\nnull",
+            encode({"jsonrpc": "2.0", "id": 7}), encode({"jsonrpc": "2.0", "id": 8, "method": "jobs", "params": [1]}),
+            encode({"jsonrpc": "2.0", "id": 9, "method": "jobs"}),
+        ):  # fmt: skip
+            worker.stdin.write(data)
+        worker.stdin.close()
+        answers = []
+        while (message := read(worker.stdout)) is not None:  # type: ignore[arg-type]
+            if message.get("method") != "heartbeat":
+                answers.append(message)
+    assert [message["id"] for message in answers] == [None, None, 7, 8, 9]
+    assert all("error" in message for message in answers[:4]) and answers[4]["result"] == {"jobs": []}
+    assert worker.returncode == 0
+
+
+def test_two_workers_share_a_home(start: Start, wait: Wait, ask: Ask, shot: Shot) -> None:
+    """Each makes its own; one cannot take what the other runs."""
+    one, two = start(), start()
+    job = ask(one, "submit", {"shot": shot.replace(steps=150).to_dict()})["job"]
+    other = ask(two, "submit", {"shot": shot.to_dict()})["job"]
+    wait(one, lambda event: event.kind == "progress")
+    assert "is running" in ask(two, "resume", {"job": job})
+    assert wait(two, _ended)[-1].fields["job"] == other
+    assert wait(one, _ended)[-1].kind == "done"
+
+
+def test_two_hundred_jobs_wait_their_turn(start: Start, ask: Ask, shot: Shot, home: Path) -> None:
+    """All are accepted while one is made, each has its folder, and the worker answers all the while."""
+    worker = start()
+    answers: list[Any] = []
+    for seed in range(200):
+        tiny = shot.replace(seed=seed, frames=1, steps=1).to_dict()
+        worker.request("submit", {"shot": tiny}, then=answers.append, failed=answers.append)
+
+    def served() -> bool:
+        worker.tick()
+        return len(answers) == 200
+
+    assert _until(served)
+    assert len({answer["job"] for answer in answers}) == 200
+    assert len(ask(worker, "jobs")["jobs"]) == 200
+    ask(worker, "shutdown", {"now": True})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_cost_no_bit(start: Start, wait: Wait, ask: Ask, shot: Shot, home: Path) -> None:
+    """kill -9 at 20 random moments of one long job, a fresh worker each time: the frames of an unbroken run."""
+    long = shot.replace(steps=250, frames=33)
+    engine = Engine.load(long.model)
+    whole = create_job(home, long)
+    began = time.monotonic()
+    run_job(whole, lambda _: engine, lambda *_, **__: None, threading.Event())
+    seconds = time.monotonic() - began
+    dice, kills, job = random.Random(), 0, None
+    while kills < 20:
+        worker = start()
+        if job is None or Job(home / job).state() == "done":
+            job = ask(worker, "submit", {"shot": long.to_dict()})["job"]
+        else:
+            ask(worker, "resume", {"job": job})
+        deadline = time.monotonic() + dice.uniform(0, seconds)
+        while time.monotonic() < deadline and not any(_ended(event) for event in worker.tick()):
+            time.sleep(0.002)
+        worker.kill()
+        wait(worker, lambda event: event.kind == "died")
+        kills += 1
+        if Job(home / job).state() == "done":
+            assert _bits(Job(home / job)) == _bits(whole)
+    assert job is not None
+    if Job(home / job).state() != "done":
+        last = start()
+        ask(last, "resume", {"job": job})
+        assert wait(last, _ended)[-1].kind == "done"
+    assert _bits(Job(home / job)) == _bits(whole)
