@@ -76,3 +76,17 @@ def test_a_done_job_is_not_made_again(rushes: Run, home: Path, shot: Shot) -> No
     assert rushes("resume", job.id).returncode == 0
     done = rushes("resume", job.id)
     assert done.returncode == 2 and "is done" in done.stderr
+
+
+def test_an_estimate_learns_from_what_was_made(rushes: Run, home: Path, shot: Shot) -> None:
+    """First a guess, then by the pace of a finished job; more frames take more."""
+    command = ["estimate", shot.prompt, "--model", shot.model, "--steps", "4", "--json", "--frames"]
+    first = json.loads(rushes(*command, "9").stdout)
+    assert first["measured"] is False and first["seconds"] > 0 and first["shot"]["frames"] == 9
+    job = create_job(home, shot)
+    engine = Engine.load(shot.model)
+    run_job(job, lambda _: engine, lambda *_, **__: None, threading.Event())
+    short, long = (json.loads(rushes(*command, frames).stdout) for frames in ("9", "33"))
+    assert short["measured"] is True and long["seconds"] > 2 * short["seconds"] and long["bytes"] > short["bytes"]
+    assert "by earlier jobs here" in rushes(*command[:-2]).stdout
+    assert "frames: got 6" in rushes(*command, "6").stderr
