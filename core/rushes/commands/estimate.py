@@ -29,10 +29,8 @@ def estimate(prompt: tuple[str, ...], source: str | None, fit: bool, as_json: bo
         return
     size = found["shot"]["size"]
     how = "by earlier jobs here" if found["measured"] else "a guess: no job of this model was made here yet"
-    click.echo(
-        f"{model.card.name}, {size[0]}x{size[1]}, {found['shot']['frames']} frames: about {_span(found['seconds'])} and "
-        f"{found['bytes'] / 1e9:.2g} GB ({how})"
-    )
+    what = f"{model.card.name}, {size[0]}x{size[1]}, {found['shot']['frames']} frames"
+    click.echo(f"{what}: about {_span(found['seconds'])} and {found['bytes'] / 1e9:.2g} GB ({how})")
 
 
 def _span(seconds: float) -> str:

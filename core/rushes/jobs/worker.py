@@ -166,12 +166,12 @@ class Worker:
         shot = _model(shot).resolve(shot, bool(params.get("fit")))
         if outputs:
             check_outputs(outputs, shot.frames, overwrite, colorspace, shot.size)
-        job = create_job(self.home, shot, outputs, colorspace=colorspace, overwrite=overwrite)
+        job = create_job(self._home(params), shot, outputs, colorspace=colorspace, overwrite=overwrite)
         self._accept(job)
         return self._about(job)
 
     def _resume(self, params: dict[str, Any]) -> dict[str, Any]:
-        job = find_job(self.home, _taken(params, "job", str))
+        job = self._job(params)
         job.request()
         if job.state() in ("done", "running") or job.id in self._accepted:
             raise JobError(
@@ -186,7 +186,7 @@ class Worker:
         self._queue.put(job)
 
     def _cancel(self, params: dict[str, Any]) -> dict[str, Any]:
-        job = find_job(self.home, _taken(params, "job", str))
+        job = self._job(params)
         with self._lock:
             event = self._accepted.get(job.id)
             if event is not None and params.get("free"):
@@ -197,12 +197,19 @@ class Worker:
         return {"job": job.id}
 
     def _jobs(self, params: dict[str, Any]) -> dict[str, Any]:
-        return {"jobs": [self._about(job) for job in list_jobs(self.home)]}
+        return {"jobs": [self._about(job) for job in list_jobs(self._home(params))]}
 
     def _attach(self, params: dict[str, Any]) -> dict[str, Any]:
         """What the job's folder holds; whatever this worker makes from now on comes as notifications anyway."""
-        job = find_job(self.home, _taken(params, "job", str))
+        job = self._job(params)
         return {**self._about(job), "frames": [str(path) for path in job.frames()], "ending": job.ending()}
+
+    def _home(self, params: dict[str, Any]) -> Path:
+        """A host may keep a project's jobs beside the project: `home` in any request about jobs."""
+        return Path(_taken(params, "home", str, str(self.home))).absolute()
+
+    def _job(self, params: dict[str, Any]) -> Job:
+        return find_job(self._home(params), _taken(params, "job", str))
 
     def _about(self, job: Job) -> dict[str, Any]:
         with self._lock:
@@ -211,16 +218,18 @@ class Worker:
         return {"job": job.id, "folder": str(job.path), "state": state, "shot": job.request()["shot"]}
 
     def _models(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The limits of the shipped models, or of one by name, folder or file."""
         from rushes.engine import SHIPPED, Model
 
-        return {"models": [Model.open(name).limits() for name in SHIPPED]}
+        asked = _taken(params, "model", str, "")
+        return {"models": [Model.open(name).limits() for name in ([asked] if asked else SHIPPED)]}
 
     def _estimate(self, params: dict[str, Any]) -> dict[str, Any]:
         from rushes.jobs.estimate import estimate
 
         shot = Shot.from_dict(_taken(params, "shot", dict))
         model = _model(shot)
-        return estimate(self.home, model, model.resolve(shot, bool(params.get("fit"))))
+        return estimate(self._home(params), model, model.resolve(shot, bool(params.get("fit"))))
 
     def _free(self, params: dict[str, Any]) -> dict[str, Any]:
         with self._lock:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""A model as it stands on the shelf: which shots it takes, what an output of it carries, and what a shot costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rushes._version import __version__
+from rushes.model.bundle import Card, bundle_path, digest, read_card
+from rushes.model.tokenizer import WordTokenizer
+from rushes.shot import Keyframe, Shot, ShotError
+
+DECODE_BYTES = 160 * 2**20  # what a decoder chunk may take; larger chunks are slower too, by page faults
+
+
+class Work(NamedTuple):
+    """What a shot costs: products and sums of the transformer, pixels of the decoder, bytes while it is made."""
+
+    flops: float
+    pixels: int
+    bytes: int
+
+
+class Model:
+    """What is known of a model without its weights: which shots it takes, and what they cost."""
+
+    def __init__(self, card: Card, path: Path) -> None:
+        self.card, self.path = card, path
+        self._tokenizer = WordTokenizer(card.vocabulary, card.transformer.text_len)
+        self._sha256 = ""
+
+    @classmethod
+    def open(cls, model: str | Path = "starter") -> Model:
+        """A model by name, folder or .safetensors file. Raises ShotError for one that is not there."""
+        path = bundle_path(model)
+        return Model(read_card(path), path)
+
+    def resolve(self, shot: Shot, fit: bool = False) -> Shot:
+        """The shot with the model's defaults filled in, checked against the model.
+
+        fit: take the nearest allowed size and number of frames instead of refusing. Raises ShotError.
+        """
+        defaults = self.card.defaults
+        size = self.card.allowed_size(shot.size or defaults.size, fit)
+        frames = self.card.allowed_frames(shot.frames or defaults.frames, fit)
+        for name, text in (("prompt", shot.prompt), ("negative", shot.negative)):
+            self._tokens(name, text)
+        return shot.replace(
+            size=size,
+            frames=frames,
+            fps=shot.fps or defaults.rate,
+            steps=shot.steps or defaults.steps,
+            guidance=defaults.guidance if shot.guidance is None else shot.guidance,
+            keyframes=self._keyframes(shot.keyframes, frames),
+        )
+
+    def record(self, shot: Shot) -> dict[str, Any]:
+        """What every output carries: the whole shot, the model's digest, and the words that it does not know."""
+        self._sha256 = self._sha256 or digest(self.path)
+        unknown = [word for text in (shot.prompt, shot.negative) for word in self._tokenizer.encode(text)[1]]
+        return {
+            "rushes": __version__,
+            "shot": shot.to_dict(),
+            "model": {"name": self.card.name, "sha256": self._sha256},
+            "unknown_words": list(dict.fromkeys(unknown)),
+        }
+
+    def notes(self, shot: Shot) -> list[str]:
+        """What the artist should know about a resolved shot before it is made: one sentence each, often none."""
+        found = []
+        if shot.frames is not None and shot.frames > self.card.trained_frames:
+            found.append(
+                f"frames: {self.card.name} was trained on up to {self.card.trained_frames} frames; "
+                f"expect drift in a clip of {shot.frames}"
+            )
+        if shot.size is not None and shot.size != self.card.defaults.size:
+            width, height = self.card.defaults.size
+            found.append(f"size: {self.card.name} was trained at {width}x{height}; other sizes are less exact")
+        return found
+
+    def limits(self) -> dict[str, Any]:
+        """What a host's panel shows and offers, JSON-ready. Sizes are (width, height)."""
+        card, defaults = self.card, self.card.defaults
+        return {
+            "name": card.name, "size": list(defaults.size), "size_step": card.pixel_step, "max_pixels": card.max_pixels,
+            "frames": defaults.frames, "frames_step": card.vae.temporal_factor, "max_frames": card.max_frames,
+            "trained_frames": card.trained_frames, "fps": defaults.fps, "steps": defaults.steps,
+            "guidance": defaults.guidance,
+        }  # fmt: skip
+
+    def work(self, shot: Shot) -> Work:
+        """What a resolved shot costs, counted from the model's shape."""
+        assert shot.size is not None and shot.frames is not None and shot.steps is not None
+        vae, transformer = self.card.vae, self.card.transformer
+        h, w = shot.size[1] // vae.spatial_factor, shot.size[0] // vae.spatial_factor
+        latent_frames = vae.latent_frames(shot.frames)
+        tokens = latent_frames * (h // transformer.patch_size) * (w // transformer.patch_size)
+        batch = 2 if (shot.guidance or 0.0) > 1 else 1
+        flops = batch * shot.steps * transformer.flops(tokens)
+        weights = self.path.stat().st_size
+        # float32: the widest tensors of a block (time's six, q, k, v, the feed-forward), and the decoder's allowance
+        peak = 4 * batch * tokens * (12 * transformer.dim + transformer.ffn_dim) + DECODE_BYTES
+        return Work(flops, shot.frames * shot.size[0] * shot.size[1], 2 * weights + peak)
+
+    def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:
+        """Keyframes at frames counted from 0, sealed, in order."""
+        placed: dict[int, Keyframe] = {}
+        for keyframe in keyframes:
+            frame = keyframe.frame + frames if keyframe.frame < 0 else keyframe.frame
+            if not 0 <= frame < frames:
+                raise ShotError(
+                    f"keyframe: got frame {keyframe.frame}; {-frames} to {frames - 1} is allowed in this clip"
+                )
+            at = self._latent_of(frame)
+            if at in placed:
+                raise ShotError(
+                    f"keyframe: frames {placed[at].frame} and {frame} fall into one latent frame; "
+                    f"{self.card.vae.temporal_factor} frames between them are enough"
+                )
+            placed[at] = Keyframe(frame, keyframe.image, keyframe.sha256).sealed()
+        return tuple(placed[at] for at in sorted(placed))
+
+    def _latent_of(self, frame: int) -> int:
+        return -(-frame // self.card.vae.temporal_factor)
+
+    def _tokens(self, name: str, text: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(text)[0]
+        except ShotError as error:
+            raise ShotError(str(error).replace("prompt", name, 1)) from error
