@@ -21,7 +21,7 @@ _SECONDS = 20.0  # a kernel that takes longer hangs; these problems take under a
 def failure(device: torch.device) -> str | None:
     """None when the kernel has proved itself on this card; otherwise the sentence that says what went wrong."""
     if torch.cuda.is_current_stream_capturing() and device.index not in _proved:
-        return "the kernel has not yet proved itself on this card, and cannot while a graph is captured; call it once before"
+        return "the kernel has not proved itself on this card yet, and cannot while a graph is captured; call it before"
     return _failure(device.index)
 
 
