@@ -13,6 +13,10 @@
 #include <optional>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "rushes/attention.h"
 #include "rushes/build_info.h"
 #include "rushes/cpu_features.h"
@@ -33,6 +37,7 @@ py::dict cpu_features() {
     features["avx512vl"] = found.avx512vl;
     features["avx512_bf16"] = found.avx512_bf16;
     features["amx_bf16"] = found.amx_bf16;
+    features["amx_int8"] = found.amx_int8;
     features["neon"] = found.neon;
     return features;
 }
@@ -54,19 +59,24 @@ public:
     void* at_least(std::size_t bytes) {
         if (bytes > bytes_) {
             release();
-            place_ = ::operator new(bytes, std::align_val_t{64});
+            place_ = ::operator new(bytes, kAlignment);
             bytes_ = bytes;
+#if defined(MADV_HUGEPAGE)
+            madvise(place_, bytes, MADV_HUGEPAGE);  // advice: where the system has none to give, small ones serve
+#endif
         }
         return place_;
     }
     void release() {
-        ::operator delete(place_, std::align_val_t{64});
+        ::operator delete(place_, kAlignment);
         place_ = nullptr;
         bytes_ = 0;
     }
     std::size_t bytes() const { return bytes_; }
 
 private:
+    // Tiles are read all over the packed keys and values; with 4 KiB pages that misses the processor's table of pages.
+    static constexpr std::align_val_t kAlignment{std::size_t{2} << 20};
     void* place_ = nullptr;
     std::size_t bytes_ = 0;
 };

@@ -50,7 +50,7 @@ Status check(const Attention& a) noexcept {
     const auto between = [](auto value, int last) {
         return static_cast<int>(value) >= 0 && static_cast<int>(value) <= last;
     };
-    if (!between(a.dtype, 2) || !between(a.precision, 2) || !between(a.isa, 5))
+    if (!between(a.dtype, 2) || !between(a.precision, 3) || !between(a.isa, 6))
         return fail(Status::kInvalid, "dtype, precision or isa: an unknown number");
     if (const TileLists* lists = a.pattern) {
         if (lists->sets != 1 && lists->sets != a.heads && lists->sets != a.batch * a.heads)

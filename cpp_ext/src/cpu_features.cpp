@@ -96,7 +96,10 @@ CpuFeatures detect_cpu_features() noexcept {
         features.avx512vl = features.avx512f && has_bit(leaf7.ebx, 31);
         features.avx512_bf16 = features.avx512f && has_bit(leaf7_1.eax, 5);
     }
-    if (has_all(xcr0, kAmxState)) features.amx_bf16 = has_bit(leaf7.edx, 24) && has_bit(leaf7.edx, 22);
+    if (has_all(xcr0, kAmxState) && has_bit(leaf7.edx, 24)) {
+        features.amx_bf16 = has_bit(leaf7.edx, 22);
+        features.amx_int8 = has_bit(leaf7.edx, 25);
+    }
     return features;
 }
 

@@ -265,7 +265,7 @@ def test_supported_means_no_reason() -> None:
 
 
 WISHES = [
-    ({"precision": "fp16"}, "precision: got 'fp16'; fp32 or bf16 is allowed"),
+    ({"precision": "fp16"}, "precision: got 'fp16'; fp32, bf16 or int8 is allowed"),
     ({"backend": "flash"}, "backend: got 'flash'; torch, flex or rushes is allowed"),
     ({"backend": "torch", "precision": "bf16"}, "precision: got 'bf16' with torch's attention"),
     ({"scale": float("nan")}, "scale: got nan; a finite number is allowed"),

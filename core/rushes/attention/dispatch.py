@@ -19,7 +19,7 @@ from rushes.attention.patterns import TileLists, TilePattern, TopK
 
 Array = TypeVar("Array")
 Pattern = TilePattern | TopK | TileLists
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
 Backend = Literal["torch", "flex", "rushes"]
 
 _VARIABLE = "RUSHES_ATTENTION"
@@ -119,6 +119,12 @@ def serve(
         lists = _resolve(pattern, q, k, scale)
         return torch_backend.torch_attention(q, k, v, scale, lists, by_flex=chosen == "flex")
     lists = _resolve(pattern, q, k, scale)
+    if _on_card(q):
+        from rushes.attention import cuda
+
+        out = cuda.compute(q, k, v, scale=scale, lists=lists)
+        latest.note_backend(cuda.served_by(q, k, v, lists))
+        return out
     out = kernel.compute(q, k, v, scale=scale, lists=lists, precision=precision, threads=threads, cancel=cancel)
     latest.note_backend(kernel.served_by(q, precision))
     return out
@@ -133,8 +139,17 @@ def supports(q: Any, k: Any, v: Any, pattern: Pattern | None = None, *, precisio
     return Support(_reasons(q, k, v, precision))
 
 
+def _on_card(q: Any) -> bool:
+    return is_torch(q) and q.device.type == "cuda"
+
+
 def _reasons(q: Any, k: Any, v: Any, precision: str | None) -> tuple[str, ...]:
-    reasons = list(kernel.obstacles(q, k, v, precision))
+    if _on_card(q):
+        from rushes.attention import cuda
+
+        reasons = list(cuda.obstacles(q, k, v, precision))
+    else:
+        reasons = list(kernel.obstacles(q, k, v, precision))
     if kernel.needs_gradients(q, k, v):
         reasons.append("q, k, v: gradients are wanted; the kernel computes none")
     return tuple(reasons)
@@ -168,8 +183,7 @@ def _choose(
         return "rushes"
     if not reasons and (pattern is not None or _is_faster(q)):
         return "rushes"
-    on_card = pattern is not None and q.device.type == "cuda"
-    return "flex" if on_card and _flex_obstacle() is None else "torch"
+    return "flex" if pattern is not None and _on_card(q) and _flex_obstacle() is None else "torch"
 
 
 def _choose_torch(q: Any, pattern: Pattern | None, precision: Precision | None, asked: Backend) -> Backend:
@@ -190,6 +204,8 @@ def _flex_obstacle() -> str | None:
 
 def _is_faster(q: Any) -> bool:
     """Whether dense attention of these queries takes the kernel less time than torch."""
+    if _on_card(q):
+        return False  # not measured on any card yet
     engine = kernel.served_by(q, None).rpartition(" ")[2]
     return q.shape[2] >= MIN_QUERIES and (str(q.dtype).removeprefix("torch."), engine) in FASTER
 
@@ -210,7 +226,7 @@ def _check(q: Any, k: Any, v: Any, pattern: Pattern | None, precision: str | Non
     if v.shape != k.shape:
         raise ValueError(f"v: its shape is {list(v.shape)}; the shape of k, {list(k.shape)}, is allowed")
     if precision not in kernel.PRECISIONS:
-        raise ValueError(f"precision: got {precision!r}; fp32 or bf16 is allowed")
+        raise ValueError(f"precision: got {precision!r}; fp32, bf16 or int8 is allowed")
     if pattern is not None:
         _check_pattern(pattern, q, k)
 

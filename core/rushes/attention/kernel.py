@@ -15,9 +15,9 @@ from rushes.attention.arrays import DTYPES, empty_like_queries, is_torch, obstac
 from rushes.attention.extension import load_extension
 from rushes.attention.patterns import TileLists
 
-PRECISIONS = {None: 0, "fp32": 1, "bf16": 2}
+PRECISIONS = {None: 0, "fp32": 1, "bf16": 2, "int8": 3}
 # 0: the best that the processor has. The others are for tests and measurements.
-ISAS = {None: 0, "portable": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4, "amx_bf16": 5}
+ISAS = {None: 0, "portable": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4, "amx_bf16": 5, "amx_int8": 6}
 
 
 class Cancelled(Exception):
@@ -35,7 +35,8 @@ def obstacles(q: Any, k: Any, v: Any, precision: str | None) -> Iterator[str]:
     if head_dim % 8 or not 8 <= head_dim <= 256:
         yield f"q: its head_dim is {head_dim}; 8 to 256 in steps of 8 is allowed"
     elif extension.module is not None and not named and backend_name(head_dim, view(q).dtype, precision) is None:
-        yield f"precision: got {precision!r}; this processor or build multiplies float32 only"
+        lacks = "has no tiles of int8 (AMX-INT8)" if precision == "int8" else "multiplies float32 only"
+        yield f"precision: got {precision!r}; this processor or build {lacks}"
 
 
 @functools.cache

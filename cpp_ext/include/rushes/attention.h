@@ -13,10 +13,19 @@ namespace rushes {
 enum class Dtype : std::int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 // What the products are computed in; sums are float32 always. kNatural: bfloat16 where the inputs are bfloat16 and the
-// processor multiplies it, float32 otherwise.
-enum class Precision : std::int32_t { kNatural = 0, kFloat32 = 1, kBFloat16 = 2 };
+// processor multiplies it, float32 otherwise. kInt8: scores from int8, after SageAttention (arXiv:2410.02367): keys less
+// their mean over all tokens, one scale for each query and key; values by bfloat16.
+enum class Precision : std::int32_t { kNatural = 0, kFloat32 = 1, kBFloat16 = 2, kInt8 = 3 };
 
-enum class Isa : std::int32_t { kBest = 0, kPortable = 1, kAvx2 = 2, kAvx512 = 3, kAvx512Bf16 = 4, kAmxBf16 = 5 };
+enum class Isa : std::int32_t {
+    kBest = 0,
+    kPortable = 1,
+    kAvx2 = 2,
+    kAvx512 = 3,
+    kAvx512Bf16 = 4,
+    kAmxBf16 = 5,
+    kAmxInt8 = 6
+};
 
 enum class Status : std::int32_t { kOk = 0, kInvalid = 1, kUnsupported = 2, kCancelled = 3, kNoMemory = 4 };
 

@@ -17,6 +17,7 @@ struct CpuFeatures {
     bool avx512_bf16 = false;
     // Linux also wants each process to ask for the tile registers (arch_prctl ARCH_REQ_XCOMP_PERM) before first use.
     bool amx_bf16 = false;
+    bool amx_int8 = false;
     bool neon = false;
 };
 

@@ -4,7 +4,8 @@
 // Cuts a problem into packing and query tiles, and hands them to threads.
 //
 // Heads are taken in waves whose packed keys and values fit in kWaveBytes (one head, where a head is larger): first all
-// threads pack the wave's strips, then all of them take its query tiles, longest lists first. What a tile computes
+// threads pack the wave's strips (where the kernel wants the mean key, they sum parts of the keys before), then all of
+// them take its query tiles, longest lists first. What a tile computes
 // depends on neither the wave nor the thread nor their number, so the bits do not either. The workspace holds packed
 // strips, lists, and each thread's scratch; nothing else is allocated once the pool's threads are up.
 #include <algorithm>
@@ -28,7 +29,8 @@ namespace cpu {
 namespace {
 
 constexpr std::size_t kWaveBytes = std::size_t{64} << 20;
-constexpr std::int64_t kPackChunk = 8;  // strips
+constexpr std::int64_t kPackChunk = 8;   // strips
+constexpr std::int64_t kSumChunk = 512;  // keys
 
 // Numbers under 2^-126 cost hundreds of cycles each on x86, and bfloat16 products treat them as zero anyway. Set here
 // for each thread, so that the bits do not depend on what the caller has set for its own.
@@ -52,11 +54,12 @@ struct Plan {
     const KernelTable* kernel;
     std::int64_t strips, items, sets, groups, wave;  // groups: batch * heads; wave: groups at a time
     std::size_t k_words, v_words, scratch;           // of a strip; of a thread
-    std::int64_t query_tiles, key_tiles;
+    std::int64_t query_tiles, key_tiles, sum_parts;
     // in the workspace
     std::int64_t *strip_token, *tile_strip;
     std::int32_t* strip_valid;
     Item* item;
+    float* key_sums;  // [wave][sum_parts][head_dim]
     Word *packed_k, *packed_v;
     char* threads_scratch;
 };
@@ -86,6 +89,7 @@ std::size_t lay_out(const Attention& a, const KernelTable& kernel, Plan& p) {
     p.key_tiles = a.pattern ? a.pattern->key_tiles : 1;
     p.sets = a.pattern ? a.pattern->sets : 1;
     p.groups = a.batch * a.heads;
+    p.sum_parts = kernel.sum_keys ? divide_up(a.length_k, kSumChunk) : 0;
     for (std::int64_t i = 0; i < p.key_tiles; ++i)
         p.strips += divide_up(key_start(p, i + 1) - key_start(p, i), kernel.strip_keys);
     for (std::int64_t i = 0; i < p.query_tiles; ++i) {
@@ -94,7 +98,9 @@ std::size_t lay_out(const Attention& a, const KernelTable& kernel, Plan& p) {
     }
     p.k_words = kernel.k_strip_words(a.head_dim);
     p.v_words = kernel.v_strip_words(a.head_dim);
-    p.scratch = kernel.scratch_bytes(a.head_dim) + static_cast<std::size_t>(p.strips) * sizeof(StripRef);
+    // behind what the kernel wants: a tile's list of strips, or the mean key while packing
+    p.scratch = kernel.scratch_bytes(a.head_dim) + std::max(static_cast<std::size_t>(p.strips) * sizeof(StripRef),
+                                                            static_cast<std::size_t>(a.head_dim) * sizeof(float));
     p.scratch = (p.scratch + 63) / 64 * 64;
     const std::size_t head = static_cast<std::size_t>(p.strips) * (p.k_words + p.v_words) * sizeof(Word);
     p.wave = std::clamp<std::int64_t>(static_cast<std::int64_t>(kWaveBytes / head), 1, p.groups);
@@ -110,6 +116,8 @@ std::size_t lay_out(const Attention& a, const KernelTable& kernel, Plan& p) {
     p.tile_strip = reinterpret_cast<std::int64_t*>(take(static_cast<std::size_t>(p.key_tiles + 1) * 8));
     p.strip_valid = reinterpret_cast<std::int32_t*>(take(strips * sizeof(std::int32_t)));
     p.item = reinterpret_cast<Item*>(take(static_cast<std::size_t>(p.items) * sizeof(Item)));
+    p.key_sums = reinterpret_cast<float*>(
+        take(wave * static_cast<std::size_t>(p.sum_parts * a.head_dim) * sizeof(float)));
     p.packed_k = reinterpret_cast<Word*>(take(wave * strips * p.k_words * sizeof(Word)));
     p.packed_v = reinterpret_cast<Word*>(take(wave * strips * p.v_words * sizeof(Word)));
     p.threads_scratch = take(p.scratch * static_cast<std::size_t>(std::max(a.threads, 1)));
@@ -152,31 +160,63 @@ char* at(const Tensor& t, const Attention& a, std::int64_t group, std::int64_t t
     return static_cast<char*>(t.data) + offset * static_cast<std::int64_t>(element_bytes(a.dtype));
 }
 
+enum class Phase { kSum, kPack, kTiles };
+
 // What the threads share while they work on one wave.
 struct Shared {
     const Plan* plan;
     std::int64_t first, count;  // groups of this wave
-    bool packing;
+    Phase phase;
     std::atomic<std::int64_t> next{0};
     std::atomic<bool> stop{false};
 };
 
-void pack_chunk(const Plan& p, std::int64_t group, std::int64_t place, std::int64_t chunk, void* scratch) {
+PackTask pack_task(const Plan& p, std::int64_t group, std::int64_t token, std::int64_t valid) {
     const Attention& a = *p.problem;
+    PackTask task{};
+    task.dtype = a.dtype;
+    task.head_dim = a.head_dim;
+    task.k = at(a.k, a, group, token);
+    task.v = at(a.v, a, group, token);
+    task.k_token = a.k.strides[2];
+    task.k_channel = a.k.strides[3];
+    task.v_token = a.v.strides[2];
+    task.v_channel = a.v.strides[3];
+    task.valid = valid;
+    return task;
+}
+
+float* key_sums(const Plan& p, std::int64_t place) {
+    return p.key_sums + place * p.sum_parts * p.problem->head_dim;
+}
+
+void sum_part(const Plan& p, std::int64_t group, std::int64_t place, std::int64_t part) {
+    const std::int64_t token = part * kSumChunk, left = p.problem->length_k - token, width = p.problem->head_dim;
+    float* sums = key_sums(p, place) + part * width;
+    std::fill(sums, sums + width, 0.0f);
+    p.kernel->sum_keys(pack_task(p, group, token, std::min(kSumChunk, left)), sums);
+}
+
+// The same few additions for each chunk of strips: cheaper than another wait of all threads for one.
+void mean_key(const Plan& p, std::int64_t place, float* mean) {
+    const std::int64_t width = p.problem->head_dim;
+    std::fill(mean, mean + width, 0.0f);
+    for (std::int64_t part = 0; part < p.sum_parts; ++part)
+        for (std::int64_t c = 0; c < width; ++c) mean[c] += key_sums(p, place)[part * width + c];
+    for (std::int64_t c = 0; c < width; ++c) mean[c] /= static_cast<float>(p.problem->length_k);
+}
+
+void pack_chunk(const Plan& p, std::int64_t group, std::int64_t place, std::int64_t chunk, char* scratch) {
+    float* mean = p.kernel->sum_keys ? reinterpret_cast<float*>(scratch + p.kernel->scratch_bytes(p.problem->head_dim))
+                                     : nullptr;
+    if (mean) mean_key(p, place, mean);
     const std::int64_t end = std::min(p.strips, (chunk + 1) * kPackChunk);
     for (std::int64_t s = chunk * kPackChunk; s < end; ++s) {
         const std::size_t slot = static_cast<std::size_t>(place * p.strips + s);
-        const PackTask task = {a.dtype,
-                               a.head_dim,
-                               at(a.k, a, group, p.strip_token[s]),
-                               at(a.v, a, group, p.strip_token[s]),
-                               a.k.strides[2],
-                               a.k.strides[3],
-                               a.v.strides[2],
-                               a.v.strides[3],
-                               p.strip_valid[s],
-                               p.packed_k + slot * p.k_words,
-                               p.packed_v + slot * p.v_words};
+        PackTask task = pack_task(p, group, p.strip_token[s], p.strip_valid[s]);
+        task.k_mean = mean;
+        task.packed_k = p.packed_k + slot * p.k_words;
+        task.packed_v = p.packed_v + slot * p.v_words;
         p.kernel->pack(task, scratch);
     }
 }
@@ -221,12 +261,16 @@ void work(void* context, int thread, int) {
     char* scratch = p.threads_scratch + p.scratch * static_cast<std::size_t>(thread);
     [[maybe_unused]] const Rounding rounding;
     p.kernel->enter();
-    const std::int64_t per_group = shared.packing ? divide_up(p.strips, kPackChunk) : p.items;
+    std::int64_t per_group = p.items;
+    if (shared.phase == Phase::kSum) per_group = p.sum_parts;
+    if (shared.phase == Phase::kPack) per_group = divide_up(p.strips, kPackChunk);
     while (!shared.stop.load(std::memory_order_relaxed)) {
         const std::int64_t i = shared.next.fetch_add(1, std::memory_order_relaxed);
         if (i >= per_group * shared.count) break;
         const std::int64_t place = i / per_group, group = shared.first + place;
-        if (shared.packing)
+        if (shared.phase == Phase::kSum)
+            sum_part(p, group, place, i % per_group);
+        else if (shared.phase == Phase::kPack)
             pack_chunk(p, group, place, i % per_group, scratch);
         else
             compute_item(p, group, place, p.item[i % per_group], scratch);
@@ -258,12 +302,13 @@ Status run(const Attention& a, const KernelTable& kernel) {
     fill_tables(plan);
     const int threads = useful_threads(plan);
     for (std::int64_t first = 0; first < plan.groups; first += plan.wave)
-        for (const bool packing : {true, false}) {
+        for (const Phase phase : {Phase::kSum, Phase::kPack, Phase::kTiles}) {
+            if (phase == Phase::kSum && plan.sum_parts == 0) continue;
             Shared shared;
             shared.plan = &plan;
             shared.first = first;
             shared.count = std::min(plan.wave, plan.groups - first);
-            shared.packing = packing;
+            shared.phase = phase;
             run_on_threads(threads, &work, &shared);
             if (shared.stop) return fail(Status::kCancelled, "the attention was cancelled");
         }

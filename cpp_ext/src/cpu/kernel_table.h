@@ -27,6 +27,7 @@ struct PackTask {
     const void* v;
     std::int64_t k_token, k_channel, v_token, v_channel;  // strides
     std::int64_t valid;
+    const float* k_mean;  // [head_dim], of all keys of the head; null unless the kernel has sum_keys
     Word* packed_k;
     Word* packed_v;
 };
@@ -53,6 +54,7 @@ struct KernelTable {
     std::size_t (*k_strip_words)(std::int64_t head_dim);
     std::size_t (*v_strip_words)(std::int64_t head_dim);
     std::size_t (*scratch_bytes)(std::int64_t head_dim);  // per thread, 64-byte aligned; shared by pack and tile
+    void (*sum_keys)(const PackTask& task, float* sums);  // the task's keys to sums [head_dim]; null: not needed
     void (*pack)(const PackTask& task, void* scratch);
     void (*tile)(const TileTask& task, void* scratch);
     void (*enter)();  // before and after a thread's work: registers that outlast a call
@@ -65,5 +67,6 @@ const KernelTable* avx2_table() noexcept;
 const KernelTable* avx512_table() noexcept;
 const KernelTable* avx512_bf16_table() noexcept;
 const KernelTable* amx_bf16_table() noexcept;
+const KernelTable* amx_int8_table() noexcept;
 
 }  // namespace rushes::cpu

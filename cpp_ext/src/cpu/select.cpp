@@ -24,7 +24,7 @@ namespace {
 }
 
 struct Tables {
-    const KernelTable* by_isa[6] = {};
+    const KernelTable* by_isa[7] = {};
 
     Tables() {
         [[maybe_unused]] const CpuFeatures cpu = detect_cpu_features();
@@ -41,6 +41,10 @@ struct Tables {
 #endif
 #if defined(RUSHES_BUILD_AMX_BF16)
         if (avx512 && cpu.avx512_bf16 && cpu.amx_bf16 && may_use_amx()) by_isa[5] = amx_bf16_table();
+#endif
+#if defined(RUSHES_BUILD_AMX_INT8)
+        const bool amx = cpu.amx_bf16 && cpu.amx_int8;
+        if (avx512 && cpu.avx512_bf16 && amx && may_use_amx()) by_isa[6] = amx_int8_table();
 #endif
     }
 };
@@ -62,13 +66,18 @@ const KernelTable* select_kernel(const Attention& a) {
             if (by_isa[i] && (isa == 0 || isa == i)) return by_isa[i];
         return nullptr;
     };
-    const KernelTable* found = wants_bf16 ? best(5, 4) : nullptr;
-    if (!found && a.precision != Precision::kBFloat16) found = best(3, 1);
-    if (!found)
-        fail(Status::kUnsupported, wants_bf16 && a.precision == Precision::kBFloat16
-                                       ? "precision: got bf16; this processor or build multiplies float32 only"
-                                       : "isa: this processor or build does not have the one asked for");
-    return found;
+    const KernelTable* found = nullptr;
+    if (a.precision == Precision::kInt8) found = best(6, 6);
+    if (wants_bf16) found = best(5, 4);
+    if (!found && (a.precision == Precision::kNatural || a.precision == Precision::kFloat32)) found = best(3, 1);
+    if (found) return found;
+    const char* sentence = "isa: this processor or build does not have the one asked for";
+    if (a.precision == Precision::kBFloat16)
+        sentence = "precision: got bf16; this processor or build multiplies float32 only";
+    if (a.precision == Precision::kInt8)
+        sentence = "precision: got int8; this processor or build has no tiles of int8 (AMX-INT8)";
+    fail(Status::kUnsupported, sentence);
+    return nullptr;
 }
 
 }  // namespace rushes::cpu

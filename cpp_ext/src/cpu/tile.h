@@ -218,6 +218,7 @@ struct Tile {
             [](std::int64_t d) { return static_cast<std::size_t>(Layout<E>::k_strip_words(d)); },
             [](std::int64_t d) { return static_cast<std::size_t>(Layout<E>::v_strip_words(d)); },
             &scratch_bytes,
+            nullptr,
             &Layout<E>::pack,
             &tile,
             &E::enter,

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright Contributors to the Rushes project
+#include "mma_kernel.h"
+
+namespace rushes::cuda {
+
+Kernels mma_d256_fp16() {
+    static const Kernel kTable[] = {
+        mma_entry<MmaShape<Float16, 256, 4, 1, 64, 1>, 1>(),  // 96 KB
+    };
+    return {kTable, 1};
+}
+
+}  // namespace rushes::cuda
