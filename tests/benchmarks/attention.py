@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from measuring import describe_machine
 
-from rushes.attention import TilePattern, attention, last_backend
+from rushes.attention import TilePattern, attention, last_backend, supports
 from rushes.attention.extension import load_extension
 
 Task = Callable[[], Any]
@@ -107,16 +108,21 @@ def dense(bench: Bench, heads: int, lengths: list[int], peaks: dict[torch.dtype,
 
 
 def precision(bench: Bench, heads: int, length: int, peaks: dict[torch.dtype, float]) -> None:
-    """float32 inputs multiplied in bfloat16, and its error beside torch's bfloat16."""
+    """float32 inputs multiplied in less, and the error of it against double precision."""
     q, k, v = _tensors(heads, length, length, 128, torch.float32)
-    ours, theirs = bench.in_turn(
-        lambda: attention(q, k, v, precision="bf16"), lambda: F.scaled_dot_product_attention(q, k, v)
-    )
     exact = F.scaled_dot_product_attention(q[:, :1].double(), k[:, :1].double(), v[:, :1].double())
-    error = (attention(q, k, v, precision="bf16")[:, :1] - exact).norm() / exact.norm()
-    by = f"{last_backend()}, relative error {error:.1e}"
-    flops = 4 * heads * length**2 * 128
-    _row(f"bf16 products of float32 D128 L{length} / torch", ours, theirs, flops, peaks[torch.bfloat16], "", by)
+    for kind, goal in (("bf16", ""), ("int8", "3.2")):
+        if not supports(q, k, v, precision=kind):
+            print(f"{kind} of float32: {supports(q, k, v, precision=kind).reasons[0]}")
+            continue
+        ours, theirs = bench.in_turn(
+            lambda: attention(q, k, v, precision=kind),  # noqa: B023 - called within the turn
+            lambda: F.scaled_dot_product_attention(q, k, v),
+        )
+        error = (attention(q, k, v, precision=kind)[:, :1] - exact).norm() / exact.norm()
+        by = f"{last_backend()}, relative error {error:.1e}"
+        flops, name = 4 * heads * length**2 * 128, f"{kind} of float32 D128 L{length} / torch float32"
+        _row(name, ours, theirs, flops, peaks[torch.bfloat16], goal, by)
 
 
 def small(bench: Bench, peaks: dict[torch.dtype, float]) -> None:
@@ -152,6 +158,20 @@ def sparse(bench: Bench, heads: int, peaks: dict[torch.dtype, float]) -> None:
                 _row(whole, ours, scaled, 4 * heads * length**2 * 128 * kept, peaks[dtype], goal, str(last_backend()))
 
 
+def flexible(bench: Bench, heads: int, peaks: dict[torch.dtype, float]) -> None:
+    """The same pattern by torch's FlexAttention, compiled, whose blocks of 128 tokens are all full or empty."""
+    pattern = TilePattern(grid=(16, 32, 32), tile=(8, 4, 4), window=(1, 3, 3))
+    for dtype, goal in ((torch.float32, "2"), (torch.bfloat16, "5")):
+        q, k, v = _tensors(heads, pattern.length, pattern.length, 128, dtype)
+        ours, theirs = bench.in_turn(
+            lambda: attention(q, k, v, pattern=pattern, backend="rushes"),  # noqa: B023
+            lambda: attention(q, k, v, pattern=pattern, backend="flex"),  # noqa: B023
+        )
+        kept = pattern.density()
+        name = f"sparse {str(dtype)[6:]} 16x32x32 {kept:.1%} kept / flex_attention"
+        _row(name, ours, theirs, 4 * heads * pattern.length**2 * 128 * kept, peaks[dtype], goal, "rushes against flex")
+
+
 def scaling(heads: int, length: int, rounds: int) -> None:
     """Wall time with one thread over wall time with two."""
     bench = Bench(1, rounds)
@@ -175,13 +195,20 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192])
     parser.add_argument("--sparse-heads", type=int, default=2, help="of the 33,000-token grids")
-    parser.add_argument("--only", choices=["dense", "precision", "small", "sparse", "scaling"], nargs="+")
+    parser.add_argument("--only", choices=["dense", "precision", "small", "sparse", "flex", "scaling"], nargs="+")
     options = parser.parse_args()
     extension = load_extension()
     if extension.module is None:
         print(extension.reason, file=sys.stderr)
         return 1
     print("\n".join(describe_machine()))
+    library = Path(extension.module.__file__)
+    code = "import time, rushes.attention; t = time.perf_counter(); "
+    code += "import rushes.attention._kernel; print(time.perf_counter() - t)"
+    loading = min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5))
+    print(
+        f"library   {library.stat().st_size / 1e6:.2f} MB (goal: under 5), loaded in {loading:.3f} s (goal: under 0.1)"
+    )
     print(f"software  python {platform.python_version()}, torch {torch.__version__}, {extension.module.build_info()}")
     bench = Bench(options.threads, options.rounds)
     clock = "processor time" if options.threads == 1 else "wall time"
@@ -194,6 +221,7 @@ def main() -> int:
         "dense": lambda: dense(bench, options.heads, options.lengths, peaks),
         "precision": lambda: precision(bench, options.heads, options.lengths[0], peaks),
         "sparse": lambda: sparse(bench, options.sparse_heads, peaks),
+        "flex": lambda: flexible(bench, options.sparse_heads, peaks),
         "scaling": lambda: scaling(options.heads, options.lengths[0], options.rounds),
     }
     for name, part in parts.items():

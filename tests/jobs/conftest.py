@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rushes.jobs import client as client_module
 from rushes.jobs.client import Client, Event
 
 Start = Callable[..., Client]
+_pending: weakref.WeakKeyDictionary[Client, list[Event]] = weakref.WeakKeyDictionary()
 
 
 @pytest.fixture
@@ -55,13 +57,15 @@ def start(home: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPat
 
 
 def wait(client: Client, until: Callable[[Event], bool], seconds: float = 120) -> list[Event]:
-    """Tick until an event is right; all events on the way to it."""
+    """Tick until an event is right; all events on the way to it. What came with it waits for the next call."""
     events: list[Event] = []
+    pending = _pending.setdefault(client, [])
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        for event in client.tick():
-            events.append(event)
-            if until(event):
+        pending += client.tick()
+        while pending:
+            events.append(pending.pop(0))
+            if until(events[-1]):
                 return events
         time.sleep(0.005)
     raise AssertionError(f"nothing right came in {seconds} s, but {[(e.kind, e.fields) for e in events][-8:]}")
@@ -81,7 +85,7 @@ def ask() -> Callable[..., Any]:
         client.request(method, params, then=answers.append, failed=answers.append)
         end = time.monotonic() + 60
         while not answers and time.monotonic() < end:
-            client.tick()
+            _pending.setdefault(client, []).extend(client.tick())
             time.sleep(0.005)
         assert answers, f"no answer to {method}"
         return answers[0]

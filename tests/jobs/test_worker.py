@@ -86,7 +86,7 @@ def test_cancelled_jobs_go_on_where_they_stood(start: Start, wait: Wait, ask: As
     wait(worker, lambda event: event.kind == "progress" and event.fields["step"] > 3)
     worker.cancel(second)
     worker.cancel(first)
-    ended = [event for event in wait(worker, lambda e: e.kind == "failed" and e.fields["job"] == second)]
+    ended = wait(worker, lambda e: e.kind == "failed" and e.fields["job"] == first)  # the waiting one ends at once
     assert {event.fields["job"] for event in ended if event.kind == "failed"} == {first, second}
     assert {row["state"] for row in ask(worker, "jobs")["jobs"]} == {"cancelled"}
     assert ask(worker, "resume", {"job": first})["job"] == first
@@ -95,6 +95,44 @@ def test_cancelled_jobs_go_on_where_they_stood(start: Start, wait: Wait, ask: As
     engine = Engine.load(long.model)
     run_job(whole, lambda _: engine, lambda *_, **__: None, threading.Event())
     assert _bits(whole) == _bits(Job(home / first))
+
+
+def test_a_waiting_job_is_cancelled_at_once(start: Start, wait: Wait, ask: Ask, shot: Shot) -> None:
+    """Not when its turn comes: until then the ladder would have stopped the running one, and killed the worker."""
+    worker = start(patience=(1.0, 1.0))
+    long = shot.replace(steps=600, frames=33)
+    first, second, third = (ask(worker, "submit", {"shot": long.to_dict()})["job"] for _ in range(3))
+    wait(worker, lambda event: event.kind == "progress" and event.fields["phase"] == "denoise")
+    worker.cancel(second)
+    assert wait(worker, _ended)[-1].fields == {
+        "job": second, "message": "it was cancelled", "cancelled": True, "traceback": ""
+    }  # fmt: skip
+    states = {row["job"]: row["state"] for row in ask(worker, "jobs")["jobs"]}
+    assert states == {first: "running", second: "cancelled", third: "queued"}
+    assert ask(worker, "resume", {"job": second})["state"] == "queued"
+    for job in (third, second, first):
+        worker.cancel(job)
+    assert _until(lambda: {row["state"] for row in ask(worker, "jobs")["jobs"]} == {"cancelled"})
+    assert ask(worker, "free") == {"freed": True}, "it goes on"
+
+
+def test_jobs_live_where_the_host_says(start: Start, wait: Wait, ask: Ask, shot: Shot, tmp_path: Path) -> None:
+    """Beside a project and not in the worker's own home: made, listed, attached, cancelled, resumed there."""
+    worker, project = start(), tmp_path / "project" / "jobs"
+    there = {"home": str(project)}
+    done = ask(worker, "submit", {"shot": shot.to_dict(), **there})
+    assert Path(done["folder"]).parent == project
+    assert wait(worker, _ended)[-1].kind == "done"
+    job = ask(worker, "submit", {"shot": shot.replace(steps=600).to_dict(), **there})["job"]
+    wait(worker, lambda event: event.kind == "progress" and event.fields["phase"] == "denoise")
+    worker.cancel(job, home=str(project))
+    assert wait(worker, _ended)[-1].fields["cancelled"]
+    assert {row["state"] for row in ask(worker, "jobs", there)["jobs"]} == {"done", "cancelled"}
+    assert ask(worker, "jobs")["jobs"] == [] and "there is no such job" in ask(worker, "attach", {"job": job})
+    assert ask(worker, "resume", {"job": job, **there})["job"] == job
+    assert wait(worker, _ended)[-1].kind == "done"
+    assert ask(worker, "estimate", {"shot": shot.to_dict(), **there})["measured"] is True
+    assert [model["name"] for model in ask(worker, "models", {"model": shot.model})["models"]] == ["tiny"]
 
 
 def test_a_worker_outlives_its_host(start: Start, wait: Wait, ask: Ask, shot: Shot, home: Path) -> None:

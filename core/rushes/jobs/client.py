@@ -193,13 +193,14 @@ class Client:
         }
         self._going.put(encode(message))
 
-    def cancel(self, job: str, free: bool = False) -> None:
+    def cancel(self, job: str, free: bool = False, home: str = "") -> None:
         """Stop a job: by asking, then by a signal, then by killing the worker; each step waits for the one before.
 
-        free: give the model's memory back as well.
+        free: give the model's memory back as well. home: where the job lives, if not in the worker's own.
         """
         self._cancels.setdefault(job, (time.monotonic() + self._patience[0], 0))
-        self.request("cancel", {"job": job, "free": free}, failed=lambda sentence: self._cancels.pop(job, None))
+        request = {"job": job, "free": free, **({"home": home} if home else {})}
+        self.request("cancel", request, failed=lambda sentence: self._cancels.pop(job, None))
 
     def tick(self) -> list[Event]:
         """All that has come since the last tick. Callbacks of requests are called from here."""

@@ -106,16 +106,20 @@ class Worker:
         maker = threading.Thread(target=self._make_jobs, name="rushes jobs", daemon=True)
         maker.start()
         threading.Thread(target=self._beat, name="rushes heartbeat", daemon=True).start()
+        inbox: queue.Queue[Message | WireError | None] = queue.Queue()
+        threading.Thread(target=_receive, args=(stream, inbox), name="rushes reader", daemon=True).start()
         self._stream_open = True
         while self._stream_open:
             try:
-                message = read(stream)
-            except WireError as error:
-                self._pipe.send({"id": None, "error": {"code": PARSE_ERROR, "message": str(error)}})
+                came = inbox.get(timeout=0.2)  # not for ever: a signal is handled on this thread, between two waits
+            except queue.Empty:
                 continue
-            if message is None:
+            if isinstance(came, WireError):
+                self._pipe.send({"id": None, "error": {"code": PARSE_ERROR, "message": str(came)}})
+            elif came is None:
                 break
-            self._answer(message)
+            else:
+                self._answer(came)
         self._queue.put(None)
         while maker.is_alive():  # join() without a time limit would keep Ctrl-C waiting
             maker.join(0.2)
@@ -189,11 +193,20 @@ class Worker:
         job = self._job(params)
         with self._lock:
             event = self._accepted.get(job.id)
-            if event is not None and params.get("free"):
+            is_waiting = event is not None and job.id != self._running
+            if is_waiting:
+                del self._accepted[job.id]
+            elif event is not None and params.get("free"):
                 self._free_after.add(job.id)
         if event is None:
             raise JobError(f"job: {job.id} is {job.state()}; a job that this worker has accepted is allowed")
         event.set()
+        if is_waiting:  # it is told now, not when its turn comes: a host that hears nothing stops the running job
+            sentence = "it was cancelled"
+            job.fail(sentence, cancelled=True)
+            job.append("cancelled", sync=True, message=sentence)
+            told = {"job": job.id, "message": sentence, "cancelled": True, "traceback": ""}
+            self._pipe.send({"method": "failed", "params": told})
         return {"job": job.id}
 
     def _jobs(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -267,6 +280,8 @@ class Worker:
         from rushes.jobs.runner import run_job
 
         with self._lock:
+            if job.id not in self._accepted:  # cancelled while it waited
+                return
             self._running, cancel = job.id, self._accepted[job.id]
 
         def tell(name: str, **fields: Any) -> None:
@@ -290,6 +305,18 @@ class Worker:
         while True:
             time.sleep(HEARTBEAT)
             self._pipe.send({"method": "heartbeat", "params": {"job": self._running or None}})
+
+
+def _receive(stream: BinaryIO, inbox: queue.Queue[Message | WireError | None]) -> None:
+    while True:
+        try:
+            message = read(stream)
+        except WireError as error:
+            inbox.put(error)
+            continue
+        inbox.put(message)
+        if message is None:
+            return
 
 
 class _RpcError(Exception):
@@ -330,7 +357,8 @@ def run_worker(home: Path, log: Path | None = None, device: str | None = None, i
     signal.signal(signal.SIGINT, stop)
     if hasattr(signal, "SIGBREAK"):
         signal.signal(signal.SIGBREAK, stop)
-    worker.serve(sys.stdin.buffer)
+    # A copy: the reader may still wait in it when the interpreter ends, which it must not in sys.stdin
+    worker.serve(os.fdopen(os.dup(0), "rb"))
 
 
 def _private_output(log: Path) -> BinaryIO:
