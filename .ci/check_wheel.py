@@ -14,6 +14,8 @@ REQUIRED = (
     "rushes/starter/held_out.json",
     "rushes/starter/weights/*.safetensors",
     "rushes/attention/_kernel.*",
+    "rushes/plugins/blender/blender_manifest.toml",
+    "rushes/plugins/blender/__init__.py",
     "rushes-*.dist-info/licenses/LICENSE",
 )
 ALLOWED_TREES = ("rushes/", "rushes-", "../")  # "../" is the script `rushes`

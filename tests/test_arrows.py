@@ -18,6 +18,8 @@ _SPEC = importlib.util.find_spec("rushes")
 assert _SPEC is not None and _SPEC.origin is not None
 CORE = Path(_SPEC.origin).parent
 CPP = Path(__file__).parent.parent / "cpp_ext"
+# Data of the package, built into what hosts install: in the wheel inside it, in a checkout beside core/
+PLUGINS = CORE / "plugins" if (CORE / "plugins").is_dir() else CORE.parent.parent / "plugins"
 
 # Room -> rooms that it may read; itself always. cli, commands and doctor are the top and may read everything.
 ARROWS = {
@@ -43,7 +45,11 @@ HOSTS = {"bpy", "nuke", "nukescripts", "hou", "maya", "comfy", "comfy_api", "com
 FILE_LINES, FILE_LIMIT = 400, 450
 FUNCTION_LINES, FUNCTION_LIMIT = 60, 80
 
-SOURCES = sorted(CORE.rglob("*.py"))
+SOURCES = sorted(path for path in CORE.rglob("*.py") if PLUGINS not in path.parents)
+PLUGIN_SOURCES = sorted(PLUGINS.rglob("*.py"))
+# What each plug-in may import beside the standard library and itself; these files of it not even that
+PLUGIN_HOSTS = {"blender": {"bpy"}}
+WITHOUT_HOST = {"blender/__init__.py", "blender/controller.py", "blender/plan.py", "blender/placeholder.py"}
 
 
 def _name(path: Path) -> str:
@@ -115,6 +121,21 @@ def test_no_host_is_imported(path: Path) -> None:
     assert not {module.partition(".")[0] for module, _ in _imports(path)} & HOSTS
 
 
+def _plugin_name(path: Path) -> str:
+    return path.relative_to(PLUGINS).as_posix()
+
+
+@pytest.mark.parametrize("path", PLUGIN_SOURCES, ids=_plugin_name)
+def test_a_plugin_imports_its_host_and_the_standard_library(path: Path) -> None:
+    """No package is installed into a host: what is not there already is vendored, and reached by relative imports."""
+    name = _plugin_name(path)
+    allowed = set() if name in WITHOUT_HOST else PLUGIN_HOSTS[name.partition("/")[0]]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    absolute = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    absolute += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+    assert {module.partition(".")[0] for module in absolute} <= allowed | sys.stdlib_module_names
+
+
 @pytest.mark.parametrize("name", STDLIB_ONLY)
 def test_the_ground_floor_is_standard_library_only(name: str) -> None:
     """Hosts vendor these files into interpreters of their own."""
@@ -153,7 +174,7 @@ def test_rooms_form_no_cycle() -> None:
         reach(room, frozenset())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
+@pytest.mark.parametrize("path", [*SOURCES, *PLUGIN_SOURCES], ids=lambda path: path.name)
 def test_a_file_and_its_functions_stay_short(path: Path) -> None:
     """Beyond the soft limit it is a warning, beyond the hard one it fails."""
     text = path.read_text(encoding="utf-8")
@@ -164,8 +185,8 @@ def test_a_file_and_its_functions_stay_short(path: Path) -> None:
     for what, lines in lengths.items():
         soft, hard = (FILE_LINES, FILE_LIMIT) if what == "file" else (FUNCTION_LINES, FUNCTION_LIMIT)
         if lines > soft:
-            warnings.warn(f"{_name(path)}: {what} has {lines} lines, the house's rule is {soft}", stacklevel=1)
-        assert lines <= hard, f"{_name(path)}: {what} has {lines} lines; up to {hard} are allowed"
+            warnings.warn(f"{path.name}: {what} has {lines} lines, the house's rule is {soft}", stacklevel=1)
+        assert lines <= hard, f"{path.name}: {what} has {lines} lines; up to {hard} are allowed"
 
 
 def test_the_kernel_knows_neither_python_nor_torch() -> None:
@@ -183,7 +204,7 @@ def test_the_kernel_knows_neither_python_nor_torch() -> None:
 
 def test_every_source_says_its_licence() -> None:
     """Two lines, and nothing longer."""
-    for path in [*SOURCES, *Path(__file__).parent.rglob("*.py")]:
+    for path in [*SOURCES, *PLUGIN_SOURCES, *Path(__file__).parent.rglob("*.py")]:
         if "__pycache__" not in path.parts and path.stat().st_size:
             first, second = path.read_text(encoding="utf-8").splitlines()[:2]
             assert first.endswith("SPDX-License-Identifier: Apache-2.0"), path

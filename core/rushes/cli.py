@@ -33,6 +33,7 @@ _COMMANDS = {
     "resume": ("rushes.commands.jobs:resume", "Go on with a job that was interrupted."),
     "worker": ("rushes.commands.jobs:worker", "Make shots for a host that talks over a pipe."),
     "estimate": ("rushes.commands.estimate:estimate", "Say what a shot will take before it is made."),
+    "package": ("rushes.commands.package:package", "Build the plug-in of a host."),
     "models": ("rushes.commands.models:models", "List the models and what they know."),
     "doctor": ("rushes.commands.doctor:doctor", "Say what this machine has and what is missing."),
     "train": ("rushes.starter.commands:train", "Render the world, train and evaluate the starter model."),

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Where files lie: `//rushes/` beside the .blend, or the extension's user folder while the .blend is not saved."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import bpy
+
+FOLDER = "rushes"
+
+
+def is_saved() -> bool:
+    return bool(bpy.data.filepath)
+
+
+def user_folder() -> Path:
+    """The extension's own folder, which outlives its updates. The worker's log lies there too."""
+    return Path(bpy.utils.extension_path_user(__package__, path="clips", create=True))
+
+
+def root() -> Path:
+    """The folder of this .blend's clips, keyframes and contact sheets."""
+    return Path(bpy.path.abspath(f"//{FOLDER}")) if is_saved() else user_folder()
+
+
+def jobs_home() -> str:
+    """Where job folders go. The worker writes frames there, so that they lie beside the .blend from the start."""
+    return str(root() / "jobs")
+
+
+def stored_path(path: str) -> str:
+    """A path as it is kept in a .blend: from `//` when it lies beside it or below."""
+    return relative_to(path, os.path.dirname(bpy.data.filepath))
+
+
+def relative_to(path: str, folder: str) -> str:
+    """A path from `//`, for a .blend that lies in `folder`; as it is when it lies elsewhere."""
+    path = os.path.abspath(path)
+    if folder and path.startswith(folder.rstrip(os.sep) + os.sep):
+        return "//" + os.path.relpath(path, folder).replace(os.sep, "/")
+    return path
+
+
+def real_path(path: str) -> str:
+    """A stored path as the system knows it."""
+    return os.path.normpath(bpy.path.abspath(path))
+
+
+def is_in_user_folder(path: str) -> bool:
+    return real_path(path).startswith(str(user_folder()))

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Preferences: which worker, and what happens when a file is opened. Annotations here are Blender's, not types."""
+
+from typing import Any
+
+import bpy
+from bpy.props import BoolProperty, StringProperty
+
+
+class RushesPreferences(bpy.types.AddonPreferences):
+    """Of the whole Blender, not of a file."""
+
+    bl_idname = __package__
+
+    worker: StringProperty(
+        name="Worker",
+        subtype="FILE_PATH",
+        description="The `rushes` executable; empty: RUSHES_WORKER, PATH, and where virtual environments usually are",
+    )
+    paths: StringProperty(
+        name="Path map",
+        description="For a worker that sees other mount points: its prefix=Blender's prefix; several after semicolons",
+    )
+    resume_on_load: BoolProperty(
+        name="Go on with a file's clips when it is opened",
+        default=True,
+        description="Off: the button Reattach does it",
+    )
+
+    def path_table(self) -> list[tuple[str, str]]:
+        """(the worker's prefix, Blender's prefix) pairs."""
+        pairs = (pair.partition("=") for pair in self.paths.split(";"))
+        return [(theirs.strip(), ours.strip()) for theirs, is_pair, ours in pairs if is_pair and theirs and ours]
+
+    def draw(self, context: Any) -> None:
+        from . import timer
+
+        layout, session = self.layout, timer.session()
+        layout.prop(self, "worker")
+        layout.prop(self, "paths")
+        layout.prop(self, "resume_on_load")
+        row = layout.row()
+        row.operator("rushes.connect")
+        row.operator("rushes.free_memory")
+        row.operator("rushes.end_worker")
+        for line in (session.message, session.controller.worker, *session.controller.log[-6:]):
+            if line:
+                layout.label(text=line)
+
+
+def get() -> Any:
+    """Our preferences."""
+    return bpy.context.preferences.addons[__package__].preferences
+
+
+def register() -> None:
+    bpy.utils.register_class(RushesPreferences)
+
+
+def unregister() -> None:
+    bpy.utils.unregister_class(RushesPreferences)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""What the panel holds for a scene, and the wish that it stands for. Annotations here are Blender's, not types."""
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Any
+
+import bpy
+from bpy.props import (
+    BoolProperty,
+    CollectionProperty,
+    EnumProperty,
+    FloatProperty,
+    IntProperty,
+    PointerProperty,
+    StringProperty,
+)
+
+from . import compat
+from .places import real_path, stored_path
+from .plan import Wish, scene_rate
+
+MAX_SEED = 2**31 - 1  # of Blender's integers
+NAME = "rushes"  # of the pointer on every scene
+
+
+_listeners: dict[str, Callable[[], Any]] = {}  # the timer, which reads this module, is told through these
+
+
+def listen(changed: Callable[[], None], models: Callable[[], Iterable[str]]) -> None:
+    """changed: called when the artist sets something. models: names that are known by now."""
+    _listeners.update(changed=changed, models=models)
+
+
+def _touched(self: Any, context: Any) -> None:
+    if "changed" in _listeners:
+        _listeners["changed"]()
+
+
+def _models(self: Any, context: Any, text: str) -> list[str]:
+    known = _listeners["models"]() if "models" in _listeners else ()
+    return sorted({"starter", *known})
+
+
+class RushesKeyframe(bpy.types.PropertyGroup):
+    """A picture that the clip begins or ends with."""
+
+    place: EnumProperty(
+        name="Place",
+        items=[("FIRST", "First", "The clip begins with it"), ("LAST", "Last", "The clip ends with it")],
+        update=_touched,
+    )
+    image: StringProperty(name="Picture", subtype="FILE_PATH", options=compat.BLEND_RELATIVE, update=_touched)
+    source: StringProperty(name="From")
+
+
+class RushesSettings(bpy.types.PropertyGroup):
+    """One scene's panel."""
+
+    prompt: StringProperty(name="Prompt", description="One sentence that says what is seen", update=_touched)
+    text: PointerProperty(
+        name="Text", type=bpy.types.Text, description="Take the prompt from a text block instead", update=_touched
+    )
+    negative: StringProperty(name="Negative", description="What must not be seen", update=_touched)
+    model: StringProperty(
+        name="Model",
+        default="starter",
+        description="A model's name, or the path of its folder or .safetensors file",
+        search=_models,
+        search_options={"SUGGESTION"},
+        update=_touched,
+    )
+    size_mode: EnumProperty(
+        name="Size",
+        items=[
+            ("SCENE", "Scene", "The scene's shape, at the number of pixels that the model was trained on"),
+            ("MODEL", "Model", "The model's own size"),
+            ("CUSTOM", "Custom", "A size of your own, snapped to what the model takes"),
+        ],
+        update=_touched,
+    )
+    width: IntProperty(name="Width", default=128, min=8, max=16384, subtype="PIXEL", update=_touched)
+    height: IntProperty(name="Height", default=80, min=8, max=16384, subtype="PIXEL", update=_touched)
+    length_mode: EnumProperty(
+        name="Length",
+        items=[
+            ("FRAMES", "Frames", "A number of clip frames, from the playhead"),
+            ("PREVIEW", "Preview range", "The preview range; the scene's range when there is none"),
+            ("STRIP", "Active strip", "From the start of the active strip to its end"),
+        ],
+        update=_touched,
+    )
+    frames: IntProperty(
+        name="Frames", min=0, max=100_000, description="Clip frames; 0: as the model likes best", update=_touched
+    )
+    fps: IntProperty(name="Clip fps", min=0, max=240, description="0: the model's own frame rate", update=_touched)
+    seed: IntProperty(name="Seed", min=0, max=MAX_SEED, description="The same seed makes the same clip")
+    is_seed_locked: BoolProperty(name="Lock seed", description="Off: each clip gets a new random seed")
+    is_custom: BoolProperty(
+        name="Own steps and guidance", description="Off: those that the model works best with", update=_touched
+    )
+    steps: IntProperty(name="Steps", default=16, min=1, max=1000, update=_touched)
+    guidance: FloatProperty(
+        name="Guidance", default=4.0, min=0.0, max=100.0, update=_touched,
+        description="How strictly the prompt is followed; 1 or less turns it off",
+    )  # fmt: skip
+    variations: IntProperty(name="Variations", default=4, min=2, max=32, description="Takes at once")
+    keyframes: CollectionProperty(type=RushesKeyframe)
+    keyframe_place: EnumProperty(
+        name="As",
+        items=[("FIRST", "First frame", "The clip begins with it"), ("LAST", "Last frame", "The clip ends with it")],
+    )
+
+
+def settings(scene: Any) -> Any:
+    return getattr(scene, NAME)
+
+
+def prompt_of(scene: Any) -> str:
+    """The text block's words as one line, or the field's."""
+    values = settings(scene)
+    return " ".join((values.text.as_string() if values.text else values.prompt).split())
+
+
+def range_of(scene: Any) -> tuple[int, int]:
+    """(first scene frame, number of scene frames) that a new clip covers; 0 frames: as long as it comes out."""
+    mode = settings(scene).length_mode
+    strip = scene.sequence_editor.active_strip if scene.sequence_editor else None
+    if mode == "STRIP" and strip is not None:
+        return strip.frame_final_start, strip.frame_final_duration
+    if mode == "PREVIEW":
+        is_set = scene.use_preview_range
+        first, last = (
+            (scene.frame_preview_start, scene.frame_preview_end) if is_set else (scene.frame_start, scene.frame_end)
+        )
+        return first, last - first + 1
+    return scene.frame_current, 0
+
+
+def scene_fps(scene: Any) -> Fraction:
+    return scene_rate(scene.render.fps, scene.render.fps_base)
+
+
+def wish_of(scene: Any) -> Wish:
+    """What the panel asks for, with what the scene says. Plain JSON."""
+    values, render = settings(scene), scene.render
+    _, covered = range_of(scene)
+    part = render.resolution_percentage / 100
+    return {
+        "prompt": prompt_of(scene), "negative": values.negative, "model": values.model.strip() or "starter",
+        "size": {
+            "mode": values.size_mode, "custom": [values.width, values.height],
+            "scene": [max(1, round(render.resolution_x * part)), max(1, round(render.resolution_y * part))],
+        },
+        "length": {
+            "mode": "RANGE" if covered else "FRAMES", "frames": values.frames, "scene_frames": covered,
+            "from": values.length_mode,
+        },
+        "fps": str(values.fps) if values.fps else "",
+        "scene_fps": str(scene_fps(scene)),
+        "seed": values.seed,
+        "steps": values.steps if values.is_custom else 0,
+        "guidance": round(values.guidance, 4) if values.is_custom else None,
+        "keyframes": [
+            {"frame": 0 if key.place == "FIRST" else -1, "image": real_path(key.image)} for key in values.keyframes
+        ],
+    }  # fmt: skip
+
+
+def restore(scene: Any, wish: Wish) -> None:
+    """Set the panel as it was for a wish."""
+    values = settings(scene)
+    values.text = None
+    values.prompt, values.negative, values.model = wish["prompt"], wish["negative"], wish["model"]
+    values.size_mode, (values.width, values.height) = wish["size"]["mode"], wish["size"]["custom"]
+    values.length_mode, values.frames = wish["length"]["from"], wish["length"]["frames"]
+    values.fps = int(wish["fps"] or 0)
+    values.seed, values.is_seed_locked = wish["seed"], True
+    values.is_custom = bool(wish["steps"]) or wish["guidance"] is not None
+    if values.is_custom:
+        values.steps, values.guidance = wish["steps"], wish["guidance"]
+    values.keyframes.clear()
+    for key in wish["keyframes"]:
+        add_keyframe(scene, key["image"], "FIRST" if key["frame"] == 0 else "LAST", "the strip's request")
+
+
+def add_keyframe(scene: Any, image: str, place: str, source: str) -> None:
+    """One picture as first or last frame; the one that had this place goes."""
+    keyframes = settings(scene).keyframes
+    for index in reversed(range(len(keyframes))):
+        if keyframes[index].place == place:
+            keyframes.remove(index)
+    key = keyframes.add()
+    key.place, key.image, key.source = place, stored_path(image), source
+
+
+CLASSES = (RushesKeyframe, RushesSettings)
+
+
+def register() -> None:
+    for cls in CLASSES:
+        bpy.utils.register_class(cls)
+    setattr(bpy.types.Scene, NAME, PointerProperty(type=RushesSettings))
+
+
+def unregister() -> None:
+    _listeners.clear()
+    delattr(bpy.types.Scene, NAME)
+    for cls in reversed(CLASSES):
+        bpy.utils.unregister_class(cls)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""A layout without a window: accepts what Blender's own description of layouts accepts, and keeps the words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bpy
+
+_FUNCTIONS = bpy.types.UILayout.bl_rna.functions
+_LAYOUTS = ("row", "column", "box")
+_ICONS = {item.identifier for item in _FUNCTIONS["label"].parameters["icon"].enum_items}
+
+
+class Layout:
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+        self.enabled, self.scale_y = True, 1.0
+
+    def __getattr__(self, name: str) -> Any:
+        allowed = {parameter.identifier for parameter in _FUNCTIONS[name].parameters}
+
+        def call(*positional: Any, **named: Any) -> Any:
+            unknown = named.keys() - allowed
+            assert not unknown, f"UILayout.{name} has no {unknown}"
+            assert named.get("icon", "NONE") in _ICONS, named["icon"]
+            if name in ("prop", "prop_search"):
+                data, attribute = positional[:2]
+                getattr(data, attribute)
+                assert attribute in data.bl_rna.properties, attribute
+            if name in ("operator", "operator_menu_enum"):
+                module, _, operator = positional[0].partition(".")
+                self._words.append(getattr(getattr(bpy.ops, module), operator).get_rna_type().name)
+                return _Options()
+            if named.get("text"):
+                self._words.append(str(named["text"]))
+            return Layout(self._words) if name in _LAYOUTS else None
+
+        return call
+
+
+class _Options:
+    """What `layout.operator` returns: the operator's properties."""

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""The extension in real bpy 4.2, 4.5 and 5.0, with a real worker. The bodies are in inside/bodies.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Inside = Callable[..., "dict[str, Any]"]
+StartInside = Callable[..., "tuple[subprocess.Popen[str], Path]"]
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),  # the first test of a version installs it
+    pytest.mark.skipif(sys.platform != "linux", reason="run on Linux only so far"),
+]
+
+
+def _blender_cli(python: Path) -> Path:
+    """Blender's own command line for extensions, which needs no bpy to run."""
+    (path,) = python.parent.parent.glob("lib/python*/site-packages/bpy/*/scripts/addons_core/bl_pkg/cli/blender_ext.py")
+    return path
+
+
+def _run(*command: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_blenders_own_command_line_takes_the_package(bpy_python: Path, package_zip: Path, tmp_path: Path) -> None:
+    """It validates and builds the sources, validates our zip, and its index of the zip is ours."""
+    cli, source = _blender_cli(bpy_python), tmp_path / "source"
+    _run(sys.executable, "-m", "zipfile", "-e", package_zip, source)
+    _run(bpy_python, cli, "validate", source)
+    _run(bpy_python, cli, "validate", package_zip)
+    _run(bpy_python, cli, "build", "--source-dir", source, "--output-dir", tmp_path)
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / package_zip.name).write_bytes(package_zip.read_bytes())
+    _run(bpy_python, cli, "server-generate", "--repo-dir", repository)
+    theirs = json.loads((repository / "index.json").read_text())
+    ours = json.loads((package_zip.parent / "index.json").read_text())
+    (their_entry,), (our_entry,) = theirs.pop("data"), ours.pop("data")
+    assert ours == theirs
+    assert {name: our_entry[name] for name in their_entry} == their_entry
+
+
+def test_it_is_installed_enabled_drawn_and_gone_again(inside: Inside) -> None:
+    """Installed from disk; after disabling and uninstalling nothing of it is left."""
+    told = inside("life")
+    assert told["installed"] and told["left"] == []
+    assert {"Generate", "Variations", "Reattach"} <= set(told["labels"])
+
+
+def test_a_clip_lands_on_the_timeline(inside: Inside, rushes: Callable[..., Any], tmp_path: Path) -> None:
+    """The starter's: placeholder, growth, mapping, colour, name, record, undo and redo, save and reload.
+
+    Its latents are those of the command line, bit for bit.
+    """
+    from rushes.media import read_latents, read_record
+
+    told = inside("clip", 300)
+    assert len(told["grown"]) > 3, "the strip grew while frames came"
+    made, record = read_latents(told["latents"])
+    assert read_record(told["first"]) == record and record["model"]["sha256"] == told["sha256"]
+    assert "each frame is shown 2 times" in " ".join(told["labels"])
+    done = rushes("generate", "--from", told["latents"], "-o", "again.safetensors", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert read_latents(tmp_path / "again.safetensors")[0].tobytes() == made.tobytes()
+
+
+@pytest.mark.parametrize(
+    "body", ["mapping", "channels", "takes", "pictures", "files", "losses", "queue", "no_worker", "worker_killed"]
+)
+def test_inside(inside: Inside, body: str) -> None:
+    """Rates and ranges; channels; takes; pictures both ways; files; losses; the queue; refusals; a killed worker."""
+    print(body, inside(body, 240))
+
+
+@pytest.mark.parametrize("with_worker", [False, True], ids=["Blender alone", "Blender and the worker"])
+def test_a_killed_blender_loses_nothing(
+    start_inside: StartInside, inside: Inside, tmp_path: Path, with_worker: bool
+) -> None:
+    """kill -9 in the middle; opening the file again ends with every frame and the bits of an unbroken run."""
+    process, report = start_inside("begin")
+    try:
+        now = _wait_for(tmp_path / "now.json", process, report)
+    finally:
+        process.kill()
+        process.wait()
+    if with_worker:
+        os.killpg(now["worker"], signal.SIGKILL)
+    told = inside("after_crash", 240, file=now["file"])
+    assert told["was_elsewhere"] is not with_worker
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str], report: Path) -> dict[str, Any]:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if path.exists():
+            return dict(json.loads(path.read_text()))
+        time.sleep(0.02)
+    raise AssertionError(report.read_text() if report.exists() else "it said nothing in two minutes")
