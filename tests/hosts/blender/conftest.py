@@ -150,9 +150,10 @@ def start_inside(
         (tmp_path / f"{body}.config.json").write_text(json.dumps(given))
         report = tmp_path / f"{body}.report.json"
         report.unlink(missing_ok=True)
-        keep = ("PATH", "LANG", "TMPDIR")
+        keep = ("PATH", "LANG")
         environment = {name: os.environ[name] for name in keep if name in os.environ}
-        environment |= {"BLENDER_USER_RESOURCES": str(blender_home), "HOME": str(blender_home)}
+        # Blender leaves its own temporary folders behind when a process ends as these must
+        environment |= {"BLENDER_USER_RESOURCES": str(blender_home), "HOME": str(blender_home), "TMPDIR": str(tmp_path)}
         command = [bpy_python, INSIDE / "run.py", body, tmp_path / f"{body}.config.json", report]
         with (tmp_path / f"{body}.log").open("w") as log:
             process = subprocess.Popen(
