@@ -329,7 +329,7 @@ class Controller:
             self.worker = f"Rushes {fields['rushes']} is ready ({', '.join(fields['devices'])})"
         elif kind == "died":
             self._died(fields)
-        elif kind in ("stuck", "garbage"):
+        elif kind in ("stuck", "garbage", "refused"):
             self.worker = fields.get("message") or f"no sign of life from the worker for {fields['seconds']:.0f} s"
         elif name := fields.get("job"):
             job = next((job for job in self.jobs.values() if job.id == name and not job.is_elsewhere), None)

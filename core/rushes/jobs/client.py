@@ -39,8 +39,8 @@ LOG_LINES = 12
 
 
 class Event(NamedTuple):
-    """What has happened. kind: ready, died, stuck, garbage, or a notification's name (progress, preview, frame, done,
-    failed, note, started); fields: its parameters, paths as this host sees them."""
+    """What has happened. kind: ready, refused (hello), died, stuck, garbage, or a notification's name (progress, preview,
+    frame, done, failed, note, started); fields: its parameters, paths as this host sees them."""
 
     kind: str
     fields: dict[str, Any]
@@ -115,6 +115,7 @@ class Client:
         self._log_start = 0
         self._heard = 0.0
         self._is_stuck = False
+        self._refusal = ""  # of hello
         self._cancels: dict[str, tuple[float, int]] = {}  # job -> when to go on, steps done
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ class Client:
                 env=clean_environment(),
                 **options,
             )
-        self.hello, self._is_stuck, self._heard = None, False, time.monotonic()
+        self.hello, self._refusal, self._is_stuck, self._heard = None, "", False, time.monotonic()
         self._came, self._going = queue.Queue(), queue.Queue()
         for work, name in ((self._read, "rushes reader"), (self._write, "rushes writer")):
             threading.Thread(target=work, args=(self._process, self._came, self._going), name=name, daemon=True).start()
@@ -232,7 +233,10 @@ class Client:
         if then is None or failed is None:
             return
         if "error" in message:
+            is_new = not self._refusal
             failed(str(message["error"].get("message", "the worker gave no reason")))
+            if is_new and self._refusal:
+                events.append(Event("refused", {"message": self._refusal}))
         else:
             before = self.hello
             then(_mapped(message.get("result"), self._ours))
@@ -243,7 +247,7 @@ class Client:
         self.hello = answer
 
     def _refused(self, sentence: str) -> None:
-        self._came.put(("garbage", sentence))
+        self._refusal = sentence
         self.close()
 
     def _died(self, events: list[Event]) -> None:
@@ -253,6 +257,7 @@ class Client:
         self._cancels.clear()
         tail = self._tail()
         sentence = f"the worker has ended ({_status(status)})" + (f"; its last words: {tail[-1]}" if tail else "")
+        sentence = self._refusal or sentence
         for _, failed in waiting.values():
             failed(sentence)
         events.append(Event("died", {"message": sentence, "status": status, "log": tail}))
