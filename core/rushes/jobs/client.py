@@ -39,8 +39,8 @@ LOG_LINES = 12
 
 
 class Event(NamedTuple):
-    """What has happened. kind: ready, refused (hello), died, stuck, garbage, or a notification's name (progress, preview,
-    frame, done, failed, note, started); fields: its parameters, paths as this host sees them."""
+    """What has happened. kind: ready, refused (hello), died, stuck, garbage, or a notification's name (progress,
+    preview, frame, done, failed, note, started); fields: its parameters, paths as this host sees them."""
 
     kind: str
     fields: dict[str, Any]
