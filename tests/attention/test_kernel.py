@@ -218,7 +218,7 @@ sys.modules["torch"] = None  # an import of torch fails
 import numpy as np
 from rushes.attention import TilePattern, attention, last_backend, supports
 rng = np.random.default_rng(1)
-for dtype, limit in (("float32", 1e-6), ("float16", 1e-3)):
+for dtype, limit in (("float32", 5e-6), ("float16", 2e-3)):
     q, k, v = (rng.standard_normal((2, 3, n, 40)).astype(dtype) for n in (33, 50, 50))
     assert supports(q, k, v), supports(q, k, v)
     out = attention(q[:, :, ::-1], k, v)[:, :, ::-1]
