@@ -131,9 +131,7 @@ class Session:
         self._is_stale, self._next_redraw = False, now + REDRAW
         manager = bpy.context.window_manager
         for area in (area for window in manager.windows for area in window.screen.areas) if manager else ():
-            if area.type == "SEQUENCE_EDITOR":
-                area.tag_redraw()
-            elif area.type == "VIEW_3D":
+            if area.type in ("SEQUENCE_EDITOR", "VIEW_3D"):  # what a strip gains, Blender itself draws anew
                 for region in area.regions:
                     if region.type == "UI":
                         region.tag_redraw()

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from rushes._version import __version__
 from rushes.jobs.folder import Job, JobError, create_job, find_job, list_jobs
+from rushes.jobs.priority import step_behind
 from rushes.jobs.wire import PROTOCOL, Message, WireError, encode, read
 from rushes.shot import Shot, ShotError
 
@@ -349,6 +350,7 @@ def run_worker(home: Path, log: Path | None = None, device: str | None = None, i
     """The command `rushes worker`. Returns when the host is gone and the accepted jobs are made."""
     home.mkdir(parents=True, exist_ok=True)
     pipe = Pipe(_private_output(log or home / "worker.log"))
+    step_behind()
     worker = Worker(home, pipe, device, idle)
 
     def stop(number: int, frame: FrameType | None) -> None:

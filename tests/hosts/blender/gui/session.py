@@ -20,9 +20,9 @@ MODULE = "bl_ext.user_default.rushes"
 OUT = Path(os.environ["RUSHES_OUT"])
 TELL = 0.2  # seconds
 
-# seconds between visits of Blender's main loop, and of those what the extension's own tick took
-gaps: dict[str, list[float]] = {"idle": [], "generating": [], "own ticks": []}
-last = {"tick": 0.0, "told": 0.0}
+# seconds between visits of Blender's main loop, and of those what its own thread computed; the extension's own ticks
+gaps: dict[str, list[tuple[float, float]]] = {"idle": [], "generating": [], "own ticks": []}
+last = {"tick": 0.0, "own": 0.0, "told": 0.0}
 
 
 def prepare() -> None:
@@ -66,8 +66,10 @@ def state() -> dict[str, Any]:
         "elements": [len(strip.elements) for strip in strips],
         "quote": bool(controller.quote and not controller.quote.message),
         "worker": controller.worker, "message": session().message, "sidebars": sidebars,
-        "gaps": {name: {"count": len(found), "largest": [round(gap, 4) for gap in sorted(found)[:-6:-1]]}
-                 for name, found in gaps.items()},
+        "gaps": {
+            name: {"count": len(found), "largest": [f"{gap:.3f} ({own:.3f})" for gap, own in sorted(found)[:-6:-1]]}
+            for name, found in gaps.items()
+        },
     }  # fmt: skip
 
 
@@ -82,7 +84,7 @@ def watch() -> float:
     now = time.perf_counter()
     is_busy = any(job.is_active for job in session().controller.jobs.values())
     if last["tick"]:
-        gaps["generating" if is_busy else "idle"].append(now - last["tick"])
+        gaps["generating" if is_busy else "idle"].append((now - last["tick"], time.thread_time() - last["own"]))
     if time.monotonic() - last["told"] > TELL:
         last["told"] = time.monotonic()
         tell()
@@ -90,6 +92,7 @@ def watch() -> float:
             session().controller.kill()
             bpy.app.timers.unregister(watch)
             bpy.ops.wm.quit_blender()
+    last["own"] = time.thread_time()
     last["tick"] = time.perf_counter()  # what telling took is this script's, not the extension's
     return 0.001
 
@@ -100,11 +103,11 @@ def begin() -> None:
     tick = running.tick
 
     def timed() -> float:
-        began = time.perf_counter()
+        began, own = time.perf_counter(), time.thread_time()
         try:
             return float(tick())
         finally:
-            gaps["own ticks"].append(time.perf_counter() - began)
+            gaps["own ticks"].append((time.perf_counter() - began, time.thread_time() - own))
 
     running.tick = timed
     session().want_quote()
