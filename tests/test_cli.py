@@ -83,6 +83,10 @@ REFUSED_OPTIONS = [
     (["--keyframe", "-1=missing.png"], "missing.png cannot be read"),  # not taken for an option
     (["--colorspace", "ACEScg"], "--colorspace"),  # a movie has none to choose
     (["-o", "plate.%04d.exr", "--colorspace", "Kodachrome"], "'Kodachrome'"),
+    (["--depth", "float"], "--depth: got 'float' without a plate"),
+    (["-o", "plate.%04d.exr", "--depth", "double"], "--depth: got 'double'; allowed are half, float"),
+    (["--compression", "zip"], "--compression: got 'zip' without a plate"),
+    (["-o", "plate.%04d.exr", "--compression", "lzw"], "--compression: got 'lzw'; allowed are zip, dwaa, piz, none"),
     (["-o", "still.gif"], "'.gif'"),
     (["-o", "plates"], "no suffix"),
     (["-o", "still.exr", "--frames", "5"], "5 frames"),

@@ -105,6 +105,25 @@ def test_another_set_of_weights_is_told(rushes: Run, tmp_path: Path, tiny_model:
         assert quiet.stderr == ""
 
 
+def test_depth_and_compression_are_the_plates(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
+    """From both commands; float holds what half rounds away, and a movie beside it does not mind."""
+    import OpenImageIO
+
+    plate = ["--depth", "float", "--compression", "piz", "--colorspace", "lin_rec709"]
+    _made(rushes, "generate", PROMPT, "--model", str(tiny_model), "-o", "a.safetensors", "-o", "now.%04d.exr", *plate)
+    _made(rushes, "decode", "a.safetensors", "-o", "later.%04d.exr", "-o", "later.mp4", *plate)
+    _made(rushes, "decode", "a.safetensors", "-o", "half.%04d.exr", "--colorspace", "lin_rec709")
+    now, later, half = (OpenImageIO.ImageBuf(str(tmp_path / f"{name}.1003.exr")) for name in ("now", "later", "half"))
+    for plate_file in (now, later):
+        assert plate_file.spec().format.basetype == OpenImageIO.FLOAT
+        assert plate_file.spec().getattribute("compression") == "piz"
+    assert half.spec().format.basetype == OpenImageIO.HALF and half.spec().getattribute("compression") == "zip"
+    values, rounded = now.get_pixels(), half.get_pixels()
+    assert np.array_equal(values, later.get_pixels())
+    assert not np.array_equal(values, rounded)
+    assert np.array_equal(values.astype(np.float16), rounded.astype(np.float16))
+
+
 def test_decoding_later_gives_the_same_pictures(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
     """Plates from latents.safetensors equal those written at once, bit for bit."""
     import OpenImageIO

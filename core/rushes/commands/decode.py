@@ -25,6 +25,8 @@ def decode(
     model: str | None,
     outputs: tuple[str, ...],
     colorspace: str | None,
+    depth: str | None,
+    compression: str | None,
     overwrite: bool,
     device: str | None,
     as_json: bool,
@@ -38,7 +40,7 @@ def decode(
     shot = Shot.from_dict(source["shot"])
     if model is not None:
         shot = shot.replace(model=parse_model(model))
-    delivery = Delivery(outputs, colorspace, overwrite)
+    delivery = Delivery(outputs, colorspace, overwrite, compression, depth)
     delivery.check(shot)
 
     import torch

@@ -27,6 +27,8 @@ def generate(
     source: str | None,
     outputs: tuple[str, ...],
     colorspace: str | None,
+    depth: str | None,
+    compression: str | None,
     overwrite: bool,
     device: str | None,
     as_json: bool,
@@ -41,7 +43,7 @@ def generate(
     started = time.perf_counter()
     check_output_options(outputs, device)
     shot, expected = read_shot(prompt, source, options)
-    delivery = Delivery(outputs, colorspace, overwrite)
+    delivery = Delivery(outputs, colorspace, overwrite, compression, depth)
     delivery.check(shot)
     with make_reporter(as_json) as reporter, making.warnings_reported(reporter):
         shot, files, record = _make(shot, expected, delivery, device, fit, reporter)

@@ -22,17 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where the frames go. paths: as given with -o; colorspace: of EXR plates, None for the default."""
+    """Where the frames go. paths: as given with -o; colorspace, compression, depth: of EXR plates, None for
+    the default.
+    """
 
     paths: tuple[str, ...]
     colorspace: str | None = None
     overwrite: bool = False
+    compression: str | None = None
+    depth: str | None = None
 
     def check(self, shot: Shot) -> None:
         """Raise ShotError if any of the outputs cannot be written. The shot need not be resolved."""
         from rushes.media import check_outputs
 
-        check_outputs(self.paths, shot.frames, self.overwrite, self.colorspace, shot.size)
+        check_outputs(self.paths, shot.frames, self.overwrite, self.colorspace, shot.size, self.compression, self.depth)
 
     @property
     def wants_pictures(self) -> bool:
@@ -54,6 +58,8 @@ class Delivery:
             colorspace=self.colorspace,
             overwrite=self.overwrite,
             latents=latents.numpy(force=True),
+            compression=self.compression,
+            depth=self.depth,
         ) as outputs:
             if self.wants_pictures:
                 for frames in engine.decode(latents, on_progress=reporter.progress, cancel=stop.event):

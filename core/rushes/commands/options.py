@@ -23,7 +23,7 @@ _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
 
 def output_options(command: Command) -> Command:
-    """-o, --colorspace, --overwrite, --device, --json: how and where the clip is made and written."""
+    """-o and how to write it, --device, --json: how and where the clip is made and written."""
     options = [
         click.option(
             "-o",
@@ -34,6 +34,8 @@ def output_options(command: Command) -> Command:
             help="File to write, repeatable: .mp4, .mov, plate.%04d.exr, .png, .otio, .safetensors.",
         ),
         click.option("--colorspace", metavar="NAME", help="Colour space of an EXR plate (default ACEScg)."),
+        click.option("--depth", metavar="DEPTH", help="Numbers in an EXR plate: half (default) or float."),
+        click.option("--compression", metavar="NAME", help="Of an EXR plate: zip (default), piz, dwaa or none."),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
         click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... (default: the best one here)."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout."),

@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     from rushes.media.latents import read_history, read_latents, write_latents
     from rushes.media.outputs import Outputs, open_outputs
     from rushes.media.paths import check_outputs
+    from rushes.media.reader import FrameReader, read_frames
     from rushes.media.record import read_record
     from rushes.media.sink import WriteError
+    from rushes.media.versions import next_version
 
 __all__ = [
     "FrameFolder",
+    "FrameReader",
     "Outputs",
     "WriteError",
     "check_outputs",
     "load_image",
+    "next_version",
     "open_outputs",
+    "read_frames",
     "read_history",
     "read_latents",
     "read_record",
@@ -35,11 +40,14 @@ __all__ = [
 
 _HOME = {
     "FrameFolder": "frames",
+    "FrameReader": "reader",
     "Outputs": "outputs",
     "WriteError": "sink",
     "check_outputs": "paths",
     "load_image": "images",
+    "next_version": "versions",
     "open_outputs": "outputs",
+    "read_frames": "reader",
     "read_history": "latents",
     "read_latents": "latents",
     "read_record": "record",

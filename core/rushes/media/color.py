@@ -9,6 +9,7 @@ files in different releases of OpenColorIO, and `$OCIO` is not read: a shot give
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +25,8 @@ EXAMPLES = ("ACEScg", "ACES2065-1", "lin_rec709", "lin_p3d65", "lin_rec2020")
 
 HALF_MAX = 65504.0
 
+_FEW = np.ones(16, np.float32)
+
 # CIE xy of red, green, blue, white: as OpenEXR's `chromaticities` wants them. Keys are the gamut part of a
 # Color Interop ID (ASWF Color Interop Forum), such as "ap1" in "lin_ap1_scene".
 CHROMATICITIES: dict[str, tuple[float, ...]] = {
@@ -38,11 +41,15 @@ CHROMATICITIES: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Space:
-    """A colour space of the configuration: canonical name, Color Interop ID or "", primaries or None."""
+    """A colour space of the configuration: canonical name, Color Interop ID or "", primaries or None.
+
+    is_bounded: whether its values mean nothing outside of 0 ... 1, as those of a video; false for light and logs.
+    """
 
     name: str
     interop_id: str
     chromaticities: tuple[float, ...] | None
+    is_bounded: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +76,15 @@ def find_space(name: str) -> Space:
     # This configuration lists each space's Color Interop ID among its aliases.
     interop_id = next((alias for alias in space.getAliases() if alias.endswith("_scene")), "")
     gamut = interop_id.split("_")[1] if interop_id else ""
-    return Space(space.getName(), interop_id, CHROMATICITIES.get(gamut))
+    return Space(space.getName(), interop_id, CHROMATICITIES.get(gamut), space.getEncoding() == "sdr-video")
+
+
+def find_gamut(primaries: Sequence[float]) -> Space | None:
+    """The scene-linear space of some primaries, given as CHROMATICITIES has them; None where it has them not."""
+    for gamut, known in CHROMATICITIES.items():
+        if len(primaries) == len(known) and np.allclose(primaries, known, atol=2e-3):
+            return find_space(f"lin_{gamut}")
+    return None
 
 
 def _hint(name: str) -> str:
@@ -101,6 +116,9 @@ def convert(frame: np.ndarray, source: str, target: str, is_half: bool = False) 
     out = np.empty(frame.shape, np.float16 if is_half else np.float32)  # [h, w, 3]
     image = _description(np.ascontiguousarray(frame, np.float32), ocio.BIT_DEPTH_F32, width, height, channels)
     result = _description(out, ocio.BIT_DEPTH_F16 if is_half else ocio.BIT_DEPTH_F32, width, height, channels)
+    # OpenEXR's decoder returns with the upper halves of AVX registers in use (seen with OpenImageIO 3.2 on an AVX-512
+    # machine), and OpenColorIO's SSE code would then run twenty times slower. NumPy's exp ends by clearing them.
+    np.exp(_FEW)
     _processor(source, target, is_half).apply(image, result)
     return out
 

@@ -44,13 +44,13 @@ def load_image(path: str | os.PathLike[str], size: tuple[int, int]) -> np.ndarra
     if width < 1 or height < 1:
         raise ValueError(f"size: got {size}; 1x1 and more is allowed")
     spec, pixels = _read(Path(path))
-    rgb = _rgb(pixels, spec.channelnames, spec.alpha_channel)
-    rgb = _display_window(rgb, spec)
-    source = _source_space(spec, Path(path))
+    rgb = np.ascontiguousarray(pixels[..., rgb_channels(spec)])  # [h, w, 3]
+    rgb = display_window(rgb, spec)
+    source = source_space(spec, Path(path))
     if source != color.SRGB:
         rgb = color.convert(rgb, source, color.SRGB)
-    rgb, aspect = _upright(np.clip(rgb, 0.0, 1.0), spec)
-    return _filled(rgb, aspect, width, height)
+    rgb, aspect = upright(np.clip(rgb, 0.0, 1.0), spec)
+    return np.clip(filled(rgb, aspect, width, height), 0.0, 1.0)
 
 
 def _read(path: Path) -> tuple[oiio.ImageSpec, np.ndarray]:
@@ -69,18 +69,18 @@ def _read(path: Path) -> tuple[oiio.ImageSpec, np.ndarray]:
     return spec, np.nan_to_num(pixels, nan=0.0, posinf=color.HALF_MAX, neginf=-color.HALF_MAX)
 
 
-def _rgb(pixels: np.ndarray, names: tuple[str, ...], alpha: int) -> np.ndarray:
-    """Red, green and blue by name, the main layer first; else the first channel as grey: [h, w, 3]."""
+def rgb_channels(spec: oiio.ImageSpec) -> list[int]:
+    """Places of red, green and blue by name, the main layer first; else three times the first channel as grey."""
+    names = spec.channelnames
     index = {name.lower(): place for place, name in reversed(list(enumerate(names)))}
     layers = [name[:-1] for name in map(str.lower, names) if name == "r" or name.endswith(".r")]
     for layer in sorted(layers, key=len):
         if all(layer + letter in index for letter in "rgb"):
-            return np.ascontiguousarray(pixels[..., [index[layer + letter] for letter in "rgb"]])
-    grey = next((place for place in range(pixels.shape[2]) if place != alpha), 0)
-    return np.repeat(pixels[..., grey : grey + 1], 3, axis=2)
+            return [index[layer + letter] for letter in "rgb"]
+    return 3 * [next((place for place in range(spec.nchannels) if place != spec.alpha_channel), 0)]
 
 
-def _display_window(rgb: np.ndarray, spec: oiio.ImageSpec) -> np.ndarray:
+def display_window(rgb: np.ndarray, spec: oiio.ImageSpec) -> np.ndarray:
     """What is inside the display window; black where the data window leaves it empty."""
     window = (spec.full_x, spec.full_y, spec.full_width, spec.full_height)
     if window == (spec.x, spec.y, spec.width, spec.height) or spec.full_width < 1 or spec.full_height < 1:
@@ -94,25 +94,28 @@ def _display_window(rgb: np.ndarray, spec: oiio.ImageSpec) -> np.ndarray:
     return canvas
 
 
-def _source_space(spec: oiio.ImageSpec, path: Path) -> str:
+def source_space(spec: oiio.ImageSpec, path: Path) -> str:
     if tag := spec.getattribute("colorInteropID"):
         return _space_of_tag(str(tag), path)
     is_float = spec.format.basetype in (oiio.HALF, oiio.FLOAT, oiio.DOUBLE)
     # before oiio:ColorSpace, which for an EXR with no more than primaries can be a mere guess
     primaries = spec.getattribute("chromaticities")
-    if is_float and primaries is not None:
-        for gamut, known in color.CHROMATICITIES.items():
-            if np.allclose(primaries, known, atol=2e-3):
-                return color.find_space(f"lin_{gamut}").name
+    if is_float and primaries is not None and (linear := color.find_gamut(primaries)) is not None:
+        return linear.name
     tag = spec.getattribute("oiio:ColorSpace")
     if tag and tag != _EVERY_PNM:
         return _space_of_tag(str(tag), path)
     return color.find_space(_UNTAGGED_LINEAR).name if is_float else color.SRGB
 
 
+def tagged_space(tag: str) -> color.Space:
+    """The colour space of a Color Interop ID or of OpenImageIO's name for one. Raises ShotError."""
+    return color.find_space(_DISPLAYS.get(tag, tag))
+
+
 def _space_of_tag(tag: str, path: Path) -> str:
     try:
-        return color.find_space(_DISPLAYS.get(tag, tag)).name
+        return tagged_space(tag).name
     except ShotError as error:
         raise ShotError(
             f"{path}: it is tagged as {tag!r}, a colour space that Rushes does not know; "
@@ -120,7 +123,7 @@ def _space_of_tag(tag: str, path: Path) -> str:
         ) from error
 
 
-def _upright(rgb: np.ndarray, spec: oiio.ImageSpec) -> tuple[np.ndarray, float]:
+def upright(rgb: np.ndarray, spec: oiio.ImageSpec) -> tuple[np.ndarray, float]:
     """Turn by the EXIF orientation; returns the picture and the width of its pixels over their height."""
     aspect = spec.getattribute("PixelAspectRatio")
     aspect = float(aspect) if isinstance(aspect, (int, float)) else 1.0
@@ -138,7 +141,11 @@ def _upright(rgb: np.ndarray, spec: oiio.ImageSpec) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(rgb), aspect
 
 
-def _filled(rgb: np.ndarray, aspect: float, width: int, height: int) -> np.ndarray:
+def filled(rgb: np.ndarray, aspect: float, width: int, height: int) -> np.ndarray:
+    """Scaled by Lanczos to fill width x height, the centre kept: float32 [height, width, 3], not clipped.
+
+    aspect: width of a pixel over its height.
+    """
     rows, columns = rgb.shape[:2]
     scale = max(width / (columns * aspect), height / rows)
     # to the nearest pixel, so the shape is off by less than half a pixel over the whole width
@@ -150,4 +157,4 @@ def _filled(rgb: np.ndarray, aspect: float, width: int, height: int) -> np.ndarr
             raise RuntimeError(f"OpenImageIO could not scale a picture ({scaled.geterror()})")
         rgb = np.asarray(scaled.get_pixels(oiio.FLOAT), np.float32)  # [new_height, new_width, 3]
     left, top = (new_width - width) // 2, (new_height - height) // 2
-    return np.ascontiguousarray(np.clip(rgb[top : top + height, left : left + width], 0.0, 1.0))
+    return np.ascontiguousarray(rgb[top : top + height, left : left + width])

@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""Movies: H.264 and ProRes through PyAV, BT.709 in the numbers as well as in the tags.
-
-The change to Y'CbCr is made here and not by libswscale: that one takes BT.601 numbers unless told otherwise,
-lifts 10-bit luma from 16-bit sources by about two codes, and places chroma between pixels, where decoders
-expect it on the even columns.
-"""
+"""Movies: H.264 and ProRes through PyAV, BT.709 in the numbers as well as in the tags."""
 
 from __future__ import annotations
 
@@ -22,11 +17,8 @@ from av.video.stream import VideoStream
 from rushes.media.paths import Target
 from rushes.media.record import to_text, unreadable
 from rushes.media.sink import Sink, WriteError, printable
+from rushes.media.ycbcr import to_ycbcr
 from rushes.shot import ShotError
-
-# ITU-R BT.709-6, item 3.2: luma weights, and the divisors that bring B'-Y' and R'-Y' to -0.5 ... 0.5
-LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-BLUE_DIVISOR, RED_DIVISOR = 1.8556, 1.5748
 
 BT709 = 1  # ITU-T H.273: primaries, transfer and matrix all have this code
 VIDEO_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
@@ -116,34 +108,6 @@ class MovieSink(Sink):
             # the file is thrown away, so what it has to say about its missing trailer is of no interest
             with contextlib.suppress(av.FFmpegError, OSError):
                 self._container.close()
-
-
-def to_ycbcr(frame: np.ndarray, bits: int, chroma_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Y', Cb, Cr planes of BT.709 in video range, from display-referred R'G'B'.
-
-    frame: float32 [h, w, 3] in [0, 1]; chroma_rows: 1 for 4:2:2, 2 for 4:2:0 (even h). Chroma lies on the
-    even columns (filter 1 2 1) and, in 4:2:0, between two rows: the "left" placement H.264 has when untold.
-    Returns uint8 for 8 bits, little-endian uint16 above: [h, w], [h / chroma_rows, ceil(w / 2)] twice.
-    """
-    rgb = np.clip(frame, 0.0, 1.0)
-    luma = rgb @ LUMA  # [h, w]
-    blue = _halved((rgb[..., 2] - luma) / np.float32(BLUE_DIVISOR), chroma_rows)
-    red = _halved((rgb[..., 0] - luma) / np.float32(RED_DIVISOR), chroma_rows)
-    return _codes(luma, 16, 219, bits), _codes(blue, 128, 224, bits), _codes(red, 128, 224, bits)
-
-
-def _halved(chroma: np.ndarray, rows: int) -> np.ndarray:
-    width = chroma.shape[1]
-    padded = np.pad(chroma, ((0, 0), (1, 1)), mode="edge")  # [h, w + 2]
-    half = (
-        padded[:, 0:width:2] + 2 * padded[:, 1 : width + 1 : 2] + padded[:, 2 : width + 2 : 2]
-    ) / 4  # [h, ceil(w / 2)]
-    return half if rows == 1 else (half[0::2] + half[1::2]) / 2
-
-
-def _codes(values: np.ndarray, offset: int, span: int, bits: int) -> np.ndarray:
-    scale = 2 ** (bits - 8)
-    return np.rint(values * (span * scale) + offset * scale).astype(np.uint8 if bits == 8 else "<u2")
 
 
 def read_text(path: Path) -> str | None:

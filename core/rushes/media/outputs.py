@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rushes.media.paths import MAX_START_FRAME, PICTURES, Target, check_outputs
+from rushes.media.paths import COMPRESSIONS, DEPTHS, MAX_START_FRAME, PICTURES, Target, check_outputs
 from rushes.media.record import checked
 from rushes.media.sink import Sink, WriteError
 from rushes.media.staging import Staging
@@ -31,15 +31,18 @@ def open_outputs(
     overwrite: bool = False,
     start_frame: int = 1001,
     latents: Any = None,
+    compression: str | None = None,
+    depth: str | None = None,
 ) -> Outputs:
     """A context that takes the frames of one shot and writes every output that `paths` names.
 
     paths: names as after `-o`; record: the dict every output carries, its shot complete (size, frames, fps);
     colorspace: of plates, None means ACEScg; start_frame: number of the first file of a sequence;
-    latents: float32 [1, c, t, h, w], wanted where a `.safetensors` output is named.
-    Raises ShotError before anything is written, as `check_outputs`.
+    latents: float32 [1, c, t, h, w], wanted where a `.safetensors` output is named; compression: of plates,
+    "zip", "piz" or "none", all lossless, or "dwaa", None means zip; depth: of plates, "half" or "float", None
+    means half. Raises ShotError before anything is written, as `check_outputs`.
     """
-    return Outputs(paths, record, colorspace, overwrite, start_frame, latents)
+    return Outputs(paths, record, colorspace, overwrite, start_frame, latents, compression, depth)
 
 
 class Outputs:
@@ -56,14 +59,17 @@ class Outputs:
         overwrite: bool,
         start_frame: int,
         latents: Any,
+        compression: str | None = None,
+        depth: str | None = None,
     ) -> None:
         self._record = checked(dict(record), Path("record"))
         self._shot = Shot.from_dict(self._record["shot"])
-        self._targets = check_outputs(paths, self._shot.frames, overwrite, colorspace, self._shot.size)
+        shot = self._shot
+        self._targets = check_outputs(paths, shot.frames, overwrite, colorspace, shot.size, compression, depth)
         if not 0 <= start_frame <= MAX_START_FRAME:
             raise ShotError(f"start frame: got {start_frame}; a whole number from 0 to {MAX_START_FRAME} is allowed")
         self._check_contents(latents)
-        self._colorspace = colorspace
+        self._plate = (colorspace, compression or COMPRESSIONS[0], depth or DEPTHS[0])
         self._start_frame = start_frame
         self._latents = latents
         self._staging = Staging(self._targets, overwrite)
@@ -90,7 +96,7 @@ class Outputs:
         try:
             for target, folder in zip(self._targets, self._folders, strict=True):
                 if target.kind in PICTURES:
-                    self._writers.append(_Writer(_sink(target, folder, self._record, self._colorspace)))
+                    self._writers.append(_Writer(_sink(target, folder, self._record, self._plate)))
         except BaseException:
             self._stop(is_cancelled=True)
             self._staging.discard(keep_parents=False)
@@ -179,18 +185,20 @@ class Outputs:
         for writer in self._writers:
             if writer.sink.repaired:
                 warnings.warn(
-                    f"{writer.sink.target.text}: {writer.sink.repaired} values were NaN, infinite or beyond "
-                    "half float; NaN became 0, the others the nearest value that the file can hold",
+                    f"{writer.sink.target.text}: {writer.sink.repaired} values were {writer.sink.repair}",
                     RuntimeWarning,
                     stacklevel=3,
                 )
 
 
-def _sink(target: Target, folder: Path, record: Mapping[str, Any], colorspace: str | None) -> Sink:
+def _sink(target: Target, folder: Path, record: Mapping[str, Any], plate: tuple[str | None, str, str]) -> Sink:
+    """plate: colour space, compression and depth of an EXR."""
     if target.kind == "exr":
         from rushes.media import color, plates
 
-        return plates.PlateSink(target, folder, record, color.find_space(colorspace or color.DEFAULT_SPACE))
+        colorspace, compression, depth = plate
+        space = color.find_space(colorspace or color.DEFAULT_SPACE)
+        return plates.PlateSink(target, folder, record, space, compression, depth)
     if target.kind == "png":
         from rushes.media.stills import StillSink
 

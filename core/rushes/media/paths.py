@@ -17,6 +17,9 @@ KINDS = ("exr", "mov", "mp4", "otio", "png", "safetensors")
 PICTURES = ("exr", "mov", "mp4", "png")  # what a timeline can refer to
 STILLS = ("exr", "png")  # one file a frame: these take a frame pattern
 MAX_START_FRAME = 10_000_000
+HIDDEN_LENGTH = 60  # characters of a name that its temporary name repeats
+COMPRESSIONS = ("zip", "dwaa", "piz", "none")  # of plates; the first is the default
+DEPTHS = ("half", "float")
 
 _PATTERN = re.compile(r"%(?:0(\d{1,2}))?d|#+")
 
@@ -37,19 +40,23 @@ class Target:
     padding: int | None
 
     @classmethod
-    def parse(cls, text: str | os.PathLike[str]) -> Target:
-        """Read an output name. Raises ShotError for an unknown suffix and for two frame patterns."""
+    def parse(cls, text: str | os.PathLike[str], argument: str = "-o ") -> Target:
+        """Read an output name. Raises ShotError, which begins with `argument` and the name, for an unknown
+        suffix and for two frame patterns.
+        """
         text = os.fspath(text)
         name = os.path.basename(text)
         kind = os.path.splitext(name)[1][1:].lower()
         if kind not in KINDS:
             got = f"the suffix is '.{kind}'" if kind else "the name has no suffix"
             allowed = ", ".join("." + one for one in KINDS)
-            raise ShotError(f"-o {text}: {got}; allowed are {allowed}")
+            raise ShotError(f"{argument}{text}: {got}; allowed are {allowed}")
         folder = Path(os.path.abspath(text)).parent
         found = list(_PATTERN.finditer(name)) if kind in STILLS else []
         if len(found) > 1:
-            raise ShotError(f"-o {text}: the name holds {len(found)} frame patterns; one %04d or #### is allowed")
+            raise ShotError(
+                f"{argument}{text}: the name holds {len(found)} frame patterns; one %04d or #### is allowed"
+            )
         if not found:
             return cls(text, kind, folder, name, "", None)
         match = found[0]
@@ -93,9 +100,28 @@ class Target:
         return re.fullmatch(rf"{around[0]}\d+{around[1]}", os.path.normcase(single.prefix)) is not None
 
 
+def frame_pattern(name: str) -> re.Match[str] | None:
+    """Where a file name has its %04d or ####."""
+    return _PATTERN.search(name)
+
+
 def temporary_name(name: str) -> str:
     """A hidden name that nobody else uses; of a long name only the start, as file systems have a limit."""
-    return f".{name[:60]}.rushes-{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{_hidden(name)}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def is_being_written(target: Target) -> bool:
+    """Whether a staging folder lies beside the target: somebody writes it now, or was killed at it.
+
+    Of a name above HIDDEN_LENGTH characters this cannot be told, and the answer is no.
+    """
+    if len(target.name) > HIDDEN_LENGTH or not target.folder.is_dir():
+        return False
+    return any(name.startswith(_hidden(target.name)) for name in os.listdir(target.folder))
+
+
+def _hidden(name: str) -> str:
+    return f".{name[:HIDDEN_LENGTH]}.rushes-"
 
 
 def check_outputs(
@@ -104,12 +130,14 @@ def check_outputs(
     overwrite: bool,
     colorspace: str | None,
     size: tuple[int, int] | None = None,
+    compression: str | None = None,
+    depth: str | None = None,
 ) -> list[Target]:
     """Refuse, before any work, every set of outputs that could not be written. Creates and writes nothing.
 
     paths: names as after `-o`; frames: number of frames, None when not yet known; colorspace: None means
-    ACEScg for plates; size: (width, height) in pixels when known. Returns the names as Targets.
-    Raises ShotError.
+    ACEScg for plates; size: (width, height) in pixels when known; compression, depth: of plates, one of
+    COMPRESSIONS and of DEPTHS, None means zip and half. Returns the names as Targets. Raises ShotError.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
@@ -125,7 +153,7 @@ def check_outputs(
         _check_size(target, size)
         _check_place(target, overwrite)
     _check_timeline(targets)
-    _check_colorspace(targets, colorspace)
+    _check_plates(targets, colorspace, compression, depth)
     return targets
 
 
@@ -173,13 +201,20 @@ def _check_timeline(targets: Sequence[Target]) -> None:
             )
 
 
-def _check_colorspace(targets: Sequence[Target], colorspace: str | None) -> None:
+def _check_plates(
+    targets: Sequence[Target], colorspace: str | None, compression: str | None, depth: str | None
+) -> None:
     has_plate = any(target.kind == "exr" for target in targets)
     if colorspace is not None and not has_plate:
         raise ShotError(
             f"--colorspace: got {colorspace!r} without a plate; it is allowed with an .exr output "
             "(movies are Rec.709, stills are sRGB)"
         )
+    for name, got, allowed in (("compression", compression, COMPRESSIONS), ("depth", depth, DEPTHS)):
+        if got is not None and got not in allowed:
+            raise ShotError(f"--{name}: got {got!r}; allowed are {', '.join(allowed)}")
+        if got is not None and not has_plate:
+            raise ShotError(f"--{name}: got {got!r} without a plate; it is allowed with an .exr output")
     if has_plate:
         from rushes.media import color
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""Plates: half-float OpenEXR through OpenImageIO, scene-linear by OpenColorIO, tagged for compositing."""
+"""Plates: OpenEXR in half or float through OpenImageIO, scene-linear by OpenColorIO, tagged for compositing."""
 
 from __future__ import annotations
 
@@ -14,37 +14,64 @@ import numpy as np
 import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 
 from rushes.media import color
-from rushes.media.paths import Target
+from rushes.media.paths import COMPRESSIONS, DEPTHS, Target
 from rushes.media.record import to_text, unreadable
 from rushes.media.sink import Sink, WriteError, printable
 
 RECORD = "rushes/record"
-COMPRESSION = "zip"  # lossless, and read by every release of every host
 INT_MAX = 2**31 - 1  # OpenEXR has no longer integer attribute
 
 _HALF_INFINITE = 0x7C00  # exponent bits of a half: all set in infinity and NaN
 _HALF_NEGATIVE_ZERO = 0x8000
 _HUGE = 1e9  # still beyond half float once it is linear
+# Lossless zip, the default, is read by every release of every host. 45 is OpenEXR's own quality of DWA, and
+# in the header it does not depend on the release that writes.
+_DWA_LEVEL = 45
 
 
 class PlateSink(Sink):
     """An EXR sequence, or one EXR, in a colour space of the pinned OpenColorIO configuration.
 
     The conversion is colorimetric: display white 1.0 becomes 1.0 in every scene-linear space; no view
-    transform is inverted, so no highlight above 1.0 is invented.
+    transform is inverted, so no highlight above 1.0 is invented. compression: one of COMPRESSIONS; depth:
+    one of DEPTHS.
     """
 
-    def __init__(self, target: Target, staging: Path, record: Mapping[str, Any], space: color.Space) -> None:
+    def __init__(
+        self,
+        target: Target,
+        staging: Path,
+        record: Mapping[str, Any],
+        space: color.Space,
+        compression: str = COMPRESSIONS[0],
+        depth: str = DEPTHS[0],
+    ) -> None:
         super().__init__(target, staging, record)
         self._space = space
+        self._compression = compression
+        self._is_half = depth == "half"
         self._text = to_text(record)
+        if not self._is_half:
+            self.repair = "NaN or infinite; NaN became 0, the others the largest value of a half float"
 
     def write(self, frame: np.ndarray, number: int) -> None:
         name = self.target.file_name(number)
-        pixels = self._half(frame)
+        pixels = self._half(frame) if self._is_half else self._float(frame)
         spec = self._spec(frame.shape[1], frame.shape[0], number)
-        _write(self.staging / name, spec, pixels)
+        _write(self.staging / name, spec, pixels, self._compression)
         self.files.append(name)
+
+    def _float(self, frame: np.ndarray) -> np.ndarray:
+        bad = ~np.isfinite(frame)
+        if bad.any():
+            frame = np.nan_to_num(frame, nan=0.0, posinf=_HUGE, neginf=-_HUGE)
+        pixels = color.convert(frame, color.SRGB, self._space.name)  # [h, w, 3]
+        if bad.any():
+            self.repaired += int(np.count_nonzero(bad))
+            hit = bad.any(axis=2)
+            # not the largest float: the first product in a compositor would make it infinite again
+            pixels[hit] = np.clip(pixels[hit], -color.HALF_MAX, color.HALF_MAX)
+        return pixels + np.float32(0)  # minus zero becomes zero
 
     def _half(self, frame: np.ndarray) -> np.ndarray:
         bad = ~np.isfinite(frame)
@@ -61,8 +88,8 @@ class PlateSink(Sink):
 
     def _spec(self, width: int, height: int, number: int) -> oiio.ImageSpec:
         fps = self.fps
-        spec = oiio.ImageSpec(width, height, 3, oiio.HALF)
-        spec.attribute("compression", COMPRESSION)
+        spec = oiio.ImageSpec(width, height, 3, oiio.HALF if self._is_half else oiio.FLOAT)
+        spec.attribute("compression", f"dwaa:{_DWA_LEVEL}" if self._compression == "dwaa" else self._compression)
         spec.attribute("Software", f"Rushes {self.record['rushes']}")
         # Empty: OpenImageIO would else write the time of day, and equal shots would differ in their bytes.
         spec.attribute("DateTime", "")
@@ -99,11 +126,25 @@ def timecode(number: int, fps: Fraction) -> int | None:
     return _bcd(hours) << 24 | _bcd(minutes) << 16 | field << 15 | _bcd(seconds % 60) << 8 | _bcd(frame)
 
 
+def frame_of_timecode(packed: int, fps: Fraction) -> int:
+    """The frame number of `timecode`'s form, counted from 0 as it counts."""
+    nominal = math.floor(fps + Fraction(1, 2))
+    frame = _decimal(packed & 0x3F)  # the bits above it are flags
+    if nominal > 30:
+        frame = 2 * frame + (packed >> 15 & 1)
+    seconds = 3600 * _decimal(packed >> 24 & 0x3F) + 60 * _decimal(packed >> 16 & 0x7F) + _decimal(packed >> 8 & 0x7F)
+    return seconds * nominal + frame
+
+
 def _bcd(value: int) -> int:
     return value // 10 << 4 | value % 10
 
 
-def _write(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray) -> None:
+def _decimal(bcd: int) -> int:
+    return (bcd >> 4) * 10 + (bcd & 0xF)
+
+
+def _write(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray, compression: str) -> None:
     out = oiio.ImageOutput.create("openexr")
     if out is None:
         raise WriteError(f"OpenImageIO cannot write OpenEXR ({oiio.geterror()})")
@@ -114,19 +155,22 @@ def _write(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray) -> None:
     reason = out.geterror()
     if not out.close() or not is_written:
         raise WriteError(reason or out.geterror())
-    _verify(path, spec)
+    _verify(path, spec, compression)
 
 
-def _verify(path: Path, spec: oiio.ImageSpec) -> None:
+def _verify(path: Path, spec: oiio.ImageSpec, compression: str) -> None:
     """Read the header back: OpenImageIO replaces a compression that it does not know without a word."""
     there = oiio.ImageInput.open(str(path))
     if there is None:
         raise WriteError(f"{path.name} does not read back ({oiio.geterror()})")
     found = there.spec()
     there.close()
-    compression = found.getattribute("compression")
-    if compression != COMPRESSION or (found.width, found.height) != (spec.width, spec.height):
-        raise WriteError(f"{path.name} reads back as {found.width}x{found.height}, {compression}")
+    got, wanted = (
+        (one.width, one.height, one.format, kind)
+        for one, kind in ((found, found.getattribute("compression")), (spec, compression))
+    )
+    if got != wanted:
+        raise WriteError(f"{path.name} reads back as {got[0]}x{got[1]}, {got[2]}, {got[3]}")
 
 
 def read_text(path: Path) -> str | None:

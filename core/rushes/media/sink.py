@@ -24,8 +24,10 @@ class Sink(ABC):
     """Writes frames of one output into its staging folder. All its methods run in that output's own thread.
 
     staging: the folder to write into; files: names of the files written so far, which are their final names;
-    repaired: how many values had to be changed because no picture can hold them.
+    repaired: how many values had to be changed because no picture can hold them; repair: which, and into what.
     """
+
+    repair = "NaN, infinite or beyond half float; NaN became 0, the others the nearest value that the file can hold"
 
     def __init__(self, target: Target, staging: Path, record: Mapping[str, Any]) -> None:
         self.target = target

@@ -58,11 +58,14 @@ class Staging:
                     raise ShotError(f"-o {target.text}: {there[0][1].name} has appeared meanwhile; give another name")
                 for name in names:
                     final = target.folder / name
-                    done.append((folder / name, final, _kept(final, folder)))
-                    os.replace(folder / name, final)
+                    done.append((folder / name, final, _kept(final, folder) if self._is_overwriting else None))
+                    if self._is_overwriting:
+                        os.replace(folder / name, final)
+                    elif not _moved_to_new_name(folder / name, final):
+                        raise ShotError(f"-o {target.text}: {name} has appeared meanwhile; give another name")
         except BaseException:
             for staged, final, old in reversed(done):
-                if not staged.exists():  # it was moved
+                if not staged.exists() or (final.exists() and staged.samefile(final)):  # it was moved
                     _put_back(final, old)
             raise
         if self._is_overwriting:
@@ -80,6 +83,19 @@ class Staging:
         for parent in reversed(self._created):
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+
+
+def _moved_to_new_name(staged: Path, final: Path) -> bool:
+    """Give the file its name; False where somebody has just taken that, for which looking first is too early."""
+    try:
+        os.link(staged, final, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # the name is taken, or it is a file system without hard links
+        if os.path.lexists(final):
+            return False
+        os.rename(staged, final)  # which on Windows never replaces a file
+    else:
+        staged.unlink()
+    return True
 
 
 def _kept(final: Path, folder: Path) -> Path | None:
