@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -171,6 +176,118 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     del states["text"][TIED_EMBEDDING]  # the same tensor as the table of words; a file holds it once
     write_bundle(path, card, states)
     return path
+
+
+_PIECES = (  # text, score and kind, of a sentencepiece model
+    *(("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)),
+    *((f"▁{word}", -2.0, 1) for word in ("a", "red", "ball", "rolls", "to", "the", "right")),
+    *((letter, -9.0, 1) for letter in "▁abcdefghijklmnopqrstuvwxyz"),
+)
+
+
+def _spiece() -> bytes:
+    """The pieces as a sentencepiece file, byte by byte as the format's page has it."""
+
+    def field(number: int, value: bytes | float | int) -> bytes:
+        if isinstance(value, bytes):
+            return bytes([number << 3 | 2, len(value)]) + value
+        if isinstance(value, float):
+            return bytes([number << 3 | 5]) + struct.pack("<f", value)
+        return bytes([number << 3, value])
+
+    body = b"".join(
+        field(1, field(1, text.encode()) + field(2, score) + field(3, kind)) for text, score, kind in _PIECES
+    )
+    return body + field(2, field(3, 1)) + field(3, field(1, b"identity"))
+
+
+def _write_tokenizer(path: Path) -> None:
+    """The same pieces as a tokenizer.json."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.Unigram([(text, score) for text, score, _ in _PIECES], 2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    backend.save(str(path))
+
+
+@pytest.fixture
+def tiny_wan(tmp_path: Path) -> Callable[..., Any]:
+    """tiny_wan(layout, family): random weights of a small Wan, written as its three files in one of the layouts that
+    are found on disk: "original", "comfy" or "diffusers". family: "2.1", or "2.2" for the one of 48 channels. Further
+    arguments: heads, text_width (of the encoder and of what reads it), spiece, and fields of the transformer.
+
+    What comes back has .files (ModelFiles), .configs and .states, both by part, the states by our names.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from rushes.model import checkpoint
+    from rushes.model.config import WAN21_VAE, WAN22_VAE, TransformerConfig
+    from rushes.model.files import ModelFiles
+    from rushes.model.text import TIED_EMBEDDING, TextConfig, TextEncoder
+    from rushes.model.tokenizer import UnigramTokenizer
+    from rushes.model.transformer import Transformer
+    from rushes.model.vae import VideoVAE
+
+    def same(names: Iterable[str]) -> dict[str, str]:
+        return {name: name for name in names}
+
+    def prefixed(prefix: str) -> Callable[[Iterable[str]], dict[str, str]]:
+        return lambda names: {name: prefix + name for name in names}
+
+    renamers = {  # our names -> those of the layout
+        "original": {"transformer": same, "text": checkpoint.text_names_to_original, "vae": same},
+        "comfy": {
+            "transformer": prefixed("model.diffusion_model."),
+            "text": prefixed("text_encoders.umt5xxl.transformer."),
+            "vae": prefixed("vae."),
+        },
+        "diffusers": {
+            "transformer": checkpoint.transformer_names_to_diffusers,
+            "text": same,
+            "vae": checkpoint.vae_names_to_diffusers,
+        },
+    }
+
+    def write(layout: str = "comfy", family: str = "2.1", spiece: bytes = b"", **changes: Any) -> SimpleNamespace:
+        spiece = spiece or _spiece()
+        published, base = (WAN21_VAE, 8) if family == "2.1" else (WAN22_VAE, 16)
+        channels, heads, width = published.latent_channels, changes.pop("heads", 2), changes.pop("text_width", 24)
+        shape: dict[str, Any] = {"dim": 24 * heads, "layers": 2, "ffn_dim": 56, "text_dim": width}
+        rows = UnigramTokenizer.from_sentencepiece(spiece).vocab_size + 3
+        configs = {
+            "transformer": TransformerConfig(
+                heads=heads, in_channels=channels, out_channels=channels, **(shape | changes)
+            ),
+            "text": TextConfig(vocab_size=rows, dim=width, heads=2, layers=2, ffn_dim=40, head_dim=8),
+            "vae": dataclasses.replace(published, encoder_dim=base, decoder_dim=base),
+        }
+        kinds = {"transformer": Transformer, "text": TextEncoder, "vae": VideoVAE}
+        with torch.random.fork_rng():
+            torch.manual_seed(21)
+            states = {part: kinds[part](config).state_dict() for part, config in configs.items()}
+            for state in states.values():
+                for tensor in state.values():
+                    if tensor.ndim == 1 or tensor.shape[1:].numel() == 1:  # gains and biases, away from 1 and 0
+                        tensor.add_(0.2 * torch.randn_like(tensor))
+        folder = tmp_path / f"{layout}_{family}_{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        paths = {}
+        for part, state in states.items():
+            kept = {name: t for name, t in state.items() if layout == "diffusers" or name != TIED_EMBEDDING}
+            theirs = renamers[layout][part](kept)
+            tensors = {theirs[name]: t.clone() for name, t in kept.items()}
+            if part == "text" and layout == "comfy":
+                prefix = "text_encoders.umt5xxl.transformer."
+                tensors[f"{prefix}spiece_model"] = torch.frombuffer(bytearray(spiece), dtype=torch.uint8)
+            paths[part] = folder / f"tiny_{part}.safetensors"
+            metadata = {"config": json.dumps({"transformer": {"num_heads": heads}})} if part == "transformer" else None
+            save_file(tensors, paths[part], metadata=metadata)
+        if layout != "comfy":
+            _write_tokenizer(folder / "tokenizer.json")
+        return SimpleNamespace(files=ModelFiles(**paths), configs=configs, states=states)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -335,7 +335,7 @@ def test_guidance_joins_what_it_would_ask_one_by_one(engine: Engine) -> None:
     """Both prompts in one batch, against two passes through the transformer, with a negative prompt that matters."""
     shot = Shot(WORDS, negative="ball", frames=5, steps=2, seed=9)
     card, transformer = engine.card, engine._transformer
-    cond, uncond = engine._contexts(engine.resolve(shot))
+    cond, uncond = engine._contexts(engine._features(engine.resolve(shot)))
     assert uncond is not None
     x, t = torch.randn(1, card.vae.latent_channels, 2, 2, 2), torch.full((1, 2), 700.0)
     both = transformer(x.repeat(2, 1, 1, 1, 1), t.repeat(2, 1), cond.join(uncond))

@@ -8,25 +8,46 @@ Everything before the decoder is drawn and summed on fixed paths, so one shot gi
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rushes.model import bundle, files
 from rushes.model.bundle import SHIPPED as SHIPPED
-from rushes.model.bundle import Card, bundle_path, read_card, read_modules
-from rushes.model.catalog import DECODE_BYTES
 from rushes.model.catalog import Model as Model
-from rushes.model.text import TextEncoder, summarize
+from rushes.model.files import FilesCard, ModelFiles
+from rushes.model.loading import Modules, text_dtype
+from rushes.model.memory import (
+    SLACK,
+    DecodePlan,
+    decode_bytes,
+    decode_plan,
+    encode_bytes,
+    text_bytes,
+    transformer_bytes,
+)
+from rushes.model.operations import Operations
+from rushes.model.preview import SIDE, fit_preview
+from rushes.model.text import summarize
 from rushes.model.transformer import Context, Transformer
-from rushes.model.vae import VideoVAE
-from rushes.progress import Cancelled, Denoising, Frames, OnPreview, OnProgress, OnState, Progress, Steps
+from rushes.progress import (
+    Cancel,
+    Cancelled,
+    Denoising,
+    Frames,
+    OnPreview,
+    OnProgress,
+    OnState,
+    Prepare,
+    Progress,
+    Steps,
+)
 from rushes.sampling.guidance import classifier_free
 from rushes.sampling.known_frames import KnownFrames, hold, put_back
 from rushes.sampling.noise import initial_noise
@@ -35,8 +56,6 @@ from rushes.sampling.solvers import euler, unipc
 from rushes.shot import Keyframe, Shot, ShotError
 
 SOLVERS = {"euler": euler, "unipc": unipc}
-DECODE_COPIES = 15  # tensors of the last stage's size that live at once, measured with the convolutions' own buffers
-MIN_TILE = 8  # latent cells; smaller tiles are mostly overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,46 +83,63 @@ class Engine(Model):
 
     def __init__(
         self,
-        card: Card,
-        path: Path,
-        transformer: Transformer,
-        vae: VideoVAE,
-        text: TextEncoder,
+        model: Model,
+        modules: Modules,
+        device: torch.device,
+        dtype: torch.dtype,
         decode_memory: int | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
-        super().__init__(card, path)
-        self._decode_memory = decode_memory
-        self._transformer, self._vae, self._text = transformer.eval(), vae.eval(), text.eval()
+        super().__init__(model.card, model.path, model._tokenizer)
+        self.device, self.dtype = device, dtype
+        self._decode_memory, self._prepare = decode_memory, prepare
+        self._transformer, self._vae, self._text = modules
+        self._rough = torch.tensor(model.card.preview, dtype=torch.float32)  # [C + 1, 3]; empty until it is fitted
 
     @classmethod
     def load(
         cls,
-        model: str | Path = "starter",
-        device: str | None = None,
+        model: str | Path | ModelFiles = "starter",
+        device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         decode_memory: int | None = None,
+        operations: Operations | None = None,
+        prepare: Prepare | None = None,
     ) -> Engine:
-        """Load a model: a name, a folder, or a .safetensors file.
+        """Load a model: a name, a folder, or a .safetensors file of ours, or Wan's three files.
 
         device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
-        when None. decode_memory: bytes that the decoder's activations may take; pictures that need more are decoded in
-        blended tiles. Raises ShotError for a model or device that is not there.
+        when None; under float16 the text is read in bfloat16. decode_memory: bytes that the decoder's activations may
+        take; pictures that need more are decoded in blended tiles.
+        For a host that manages memory: operations is the namespace (torch.nn when None) whose Linear, Conv3d and
+        Embedding the transformer and the text encoder are made of. prepare(part, bytes) is called before "text",
+        "transformer" or "vae" of `parts` works on the device, with the bytes of activations to expect; the weights are
+        then loaded to the CPU and it is for the host to move them. Raises ShotError for a model or device that is not
+        there.
         """
-        path = bundle_path(model)
-        card = read_card(path)
-        transformer, vae, text = read_modules(path, card, _device(device), dtype or torch.float32)
-        return cls(card, path, transformer, vae, text, decode_memory)
+        place, kind, layers = _device(device), dtype or torch.float32, operations or nn
+        rest = place if prepare is None else torch.device("cpu")
+        shelf = Model.open(model)
+        if (card := shelf.card).defaults.solver not in SOLVERS:
+            raise ShotError(f"solver: got {card.defaults.solver!r}; {' or '.join(SOLVERS)} is allowed")
+        schedule(card.defaults.schedule, 4, card.defaults.shift)  # refuses a name or a shift that it does not allow
+        if isinstance(card, FilesCard):
+            modules = files.read_modules(card, rest, kind, layers)
+        else:
+            modules = bundle.read_modules(shelf.path, card, rest, kind, layers)
+        return cls(shelf, modules, place, kind, decode_memory, prepare)
 
     @property
-    def device(self) -> torch.device:
-        return self._transformer.patch_embedding.weight.device
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The modules by the names that `prepare` is called with."""
+        return {"text": self._text, "transformer": self._transformer, "vae": self._vae}
 
     def generate(
         self,
         shot: Shot,
         on_progress: OnProgress | None = None,
         on_preview: OnPreview | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
         before: Tensor | None = None,
     ) -> Clip:
         """Make the whole clip in memory. Raises ShotError for a shot the model does not allow, Cancelled on request.
@@ -121,7 +157,7 @@ class Engine(Model):
         shot: Shot,
         on_progress: OnProgress | None = None,
         on_preview: OnPreview | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Cancel | None = None,
         before: Tensor | None = None,
         on_state: OnState | None = None,
         resume: Denoising | None = None,
@@ -137,13 +173,17 @@ class Engine(Model):
         assert shot.size is not None and shot.frames is not None and shot.steps is not None
         tell = on_progress or (lambda progress: None)
         tell(Progress("text", 0, 1))
-        cond, uncond = self._contexts(shot)
+        features = self._features(shot)
         tell(Progress("text", 1, 1))
+        if on_preview is not None:
+            self._fit_preview()  # now, lest the VAE drives the transformer out between two steps
         factor = self.card.vae.spatial_factor
         height, width = shot.size[1] // factor, shot.size[0] // factor
         frames = self.card.vae.latent_frames(shot.frames)
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         known = self._known(shot, noise, before, tell)
+        self._ready("transformer", self._denoise_bytes(noise, len(features)))
+        cond, uncond = self._contexts(features)
         predict = _Predict(self._transformer, cancel)
         velocity = classifier_free(predict, cond, uncond, shot.guidance or 0.0, join=Context.join)
         plan = schedule(self.card.defaults.schedule, shot.steps, self.card.defaults.shift)
@@ -167,21 +207,24 @@ class Engine(Model):
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.shape[0] % n != 1:
             raise ShotError(f"frames: got an array {list(frames.shape)}; [{n}n+1, height, width, 3] is allowed")
         self.card.allowed_size((frames.shape[2], frames.shape[1]), fit=False)
-        video = torch.from_numpy(frames).to(self.device, self._transformer.patch_embedding.weight.dtype)
+        self._ready_to_encode(frames.shape[1], frames.shape[2])
+        video = torch.from_numpy(frames).to(self.device, self.dtype)
         return self._vae.encode((video * 2 - 1).permute(3, 0, 1, 2)[None]).float().cpu()
 
     @torch.inference_mode()
     def decode(
-        self, latents: Tensor, on_progress: OnProgress | None = None, cancel: threading.Event | None = None
+        self, latents: Tensor, on_progress: OnProgress | None = None, cancel: Cancel | None = None
     ) -> Iterator[Frames]:
         """Frames float32 [n, height, width, 3] in [0, 1] as they come out of the decoder: the first alone, then chunks.
 
         Memory depends on the chunk, not on the length of the clip. Raises Cancelled between chunks.
         """
-        latents = latents.to(self.device, self._transformer.patch_embedding.weight.dtype)
+        plan, (height, width) = self._decode_plan(latents), latents.shape[3:]
+        self._ready("vae", decode_bytes(self.card.vae, plan, height, width, self.dtype.itemsize))
+        latents = latents.to(self.device, self.dtype)
         total = self.card.vae.frames(latents.shape[2])
         done, started = 0, time.perf_counter()
-        for part in self._vae.stream_decode(latents, *self._decode_plan(latents)):
+        for part in self._vae.stream_decode(latents, *plan):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled while decoding")
             frames = ((part[0].float() + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)  # [n, H, W, 3]
@@ -193,21 +236,38 @@ class Engine(Model):
 
     def preview(self, latents: Tensor) -> Frames:
         """A rough picture of latents [1, C, T, h, w] by a linear map: float32 [T, h, w, 3] in [0, 1]."""
-        table = torch.tensor(self.card.preview, dtype=torch.float32, device=latents.device)  # [C + 1, 3]
+        self._fit_preview()
+        table = self._rough.to(latents.device)  # [C + 1, 3]
         rough = torch.einsum("cthw,cr->thwr", latents[0].float(), table[:-1]) + table[-1]
         return rough.clamp_(0, 1).cpu().numpy()
 
-    def _contexts(self, shot: Shot) -> tuple[Context, Context | None]:
-        """Embedded prompt and negative prompt; None instead of the second when guidance is off."""
-        cond = self._context(self._tokens("prompt", shot.prompt))
-        guided = (shot.guidance or 0.0) > 1
-        return cond, self._context(self._tokens("negative", shot.negative)) if guided else None
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents [1, C, T, h, w] in model space from the VAE's own numbers, which other programs pass on."""
+        return self._vae.scaled(latents.float())
 
-    def _context(self, tokens: list[int]) -> Context:
-        dtype = self._transformer.patch_embedding.weight.dtype
-        features = self._text.encode([tokens], self.card.transformer.text_len).to(dtype)  # [1, text_len, text_dim]
-        pooled = summarize(features) if self.card.transformer.pooled_dim else None
-        return self._transformer.context(features, cache=True, pooled=pooled)
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The inverse of `scaled`."""
+        return self._vae.unscaled(latents.float())
+
+    def _features(self, shot: Shot) -> list[Tensor]:
+        """Of the prompt and, where guidance is on, of the negative prompt: [1, text_len, text_dim] each."""
+        texts = {"prompt": shot.prompt}
+        if (shot.guidance or 0.0) > 1:
+            texts["negative"] = shot.negative
+        rows = self.card.transformer.text_len
+        self._ready("text", text_bytes(self.card.text, rows, text_dtype(self.dtype).itemsize))
+        return [
+            self._text.encode([self._tokens(name, text)], rows, self.device).to(self.dtype)
+            for name, text in texts.items()
+        ]
+
+    def _contexts(self, features: list[Tensor]) -> tuple[Context, Context | None]:
+        """Embedded prompt and negative prompt; None instead of the second when guidance is off."""
+        pools = self.card.transformer.pooled_dim
+        cond, *uncond = (
+            self._transformer.context(text, cache=True, pooled=summarize(text) if pools else None) for text in features
+        )
+        return cond, uncond[0] if uncond else None
 
     def _known(self, shot: Shot, noise: Tensor, before: Tensor | None, tell: OnProgress) -> KnownFrames | None:
         """What is given, as clean latent frames: the clip before, then keyframes; None without any."""
@@ -234,7 +294,8 @@ class Engine(Model):
 
         assert shot.size is not None
         picture = torch.from_numpy(load_image(keyframe.image, shot.size)).permute(2, 0, 1)  # [3, H, W]
-        picture = (picture * 2 - 1).to(self.device, self._transformer.patch_embedding.weight.dtype)[None]
+        self._ready_to_encode(shot.size[1], shot.size[0])
+        picture = (picture * 2 - 1).to(self.device, self.dtype)[None]
         return self._vae.encode_keyframe(picture, first=first).float()  # [1, C, 1, h, w]
 
     @staticmethod
@@ -245,24 +306,35 @@ class Engine(Model):
             raise ShotError(f"before: got latents {list(before.shape)}; {allowed} is allowed with this clip")
         return before.to(noise)
 
-    def _decode_plan(self, latents: Tensor) -> tuple[int, int | None]:
-        """Latent frames per decoder chunk, and the side of spatial tiles in latent cells (None: whole pictures).
+    def _fit_preview(self) -> None:
+        if not len(self._rough):
+            side = SIDE * self.card.vae.spatial_factor
+            self._ready_to_encode(side, side)
+            with torch.inference_mode():
+                self._rough = fit_preview(self._vae, self.device, self.dtype)
 
-        Chunks follow a fixed allowance, not the memory that happens to be free, because other chunks round otherwise.
-        """
-        vae, (h, w) = self.card.vae, latents.shape[3:]
-        cell = (vae.spatial_factor / vae.patch_size) ** 2 * vae.decoder_dim * vae.multipliers[0] * vae.temporal_factor
-        each = DECODE_COPIES * latents.element_size() * cell * h * w  # bytes of the last stage, for one latent frame
-        limit = self._decode_memory
-        if limit is not None and each > limit:
-            return 1, max(MIN_TILE, int((limit / each * h * w) ** 0.5))
-        return max(1, min(latents.shape[2], int(min(limit or DECODE_BYTES, DECODE_BYTES) / each))), None
+    def _ready(self, part: str, memory: int) -> None:
+        if self._prepare is not None:
+            self._prepare(part, int(SLACK * memory))
+
+    def _ready_to_encode(self, height: int, width: int) -> None:
+        factor = self.card.vae.spatial_factor
+        self._ready("vae", encode_bytes(self.card.vae, height // factor, width // factor, self.dtype.itemsize))
+
+    def _denoise_bytes(self, noise: Tensor, batch: int) -> int:
+        config = self.card.transformer
+        tokens = noise.shape[2] * noise.shape[3] * noise.shape[4] // config.patch_size**2
+        return transformer_bytes(config, batch, tokens, self.dtype.itemsize)
+
+    def _decode_plan(self, latents: Tensor) -> DecodePlan:
+        T, h, w = latents.shape[2:]
+        return decode_plan(self.card.vae, T, h, w, self.dtype.itemsize, self._decode_memory)
 
 
 class _Predict:
     """The transformer as the sampler calls it; looks at the cancel event before every block."""
 
-    def __init__(self, transformer: Transformer, cancel: threading.Event | None) -> None:
+    def __init__(self, transformer: Transformer, cancel: Cancel | None) -> None:
         self._transformer, self._cancel = transformer, cancel
 
     def __call__(self, x: Tensor, timesteps: Tensor, context: Context) -> Tensor:
@@ -273,7 +345,7 @@ class _Predict:
             raise Cancelled("cancelled while denoising")
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | torch.device | None) -> torch.device:
     if name is None:
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

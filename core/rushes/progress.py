@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +44,16 @@ class Denoising:
     history: tuple[Tensor, ...]
 
 
+class Cancel(Protocol):
+    """How work is stopped: a threading.Event, or whatever answers like one."""
+
+    def is_set(self) -> bool: ...
+
+
 OnProgress = Callable[[Progress], object]
 OnState = Callable[[Denoising], object]
 OnPreview = Callable[[int, Frames], object]
+Prepare = Callable[[str, int], object]  # part ("text", "transformer", "vae"), bytes of activations that it will need
 
 
 class Steps:
@@ -56,7 +63,7 @@ class Steps:
         self,
         tell: OnProgress,
         on_preview: OnPreview | None,
-        cancel: threading.Event | None,
+        cancel: Cancel | None,
         preview: Callable[[Tensor], Frames],
         on_state: OnState | None,
         start: int,

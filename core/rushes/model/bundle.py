@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from rushes.model.config import TransformerConfig, VAEConfig
-from rushes.model.text import TextConfig, TextEncoder
-from rushes.model.transformer import Transformer
-from rushes.model.vae import VideoVAE
+from rushes.model.loading import Modules, load_modules
+from rushes.model.operations import Operations
+from rushes.model.text import TextConfig
+from rushes.model.tokenizer import Tokenizer, WordTokenizer
 from rushes.shot import ShotError
 
 CARD_VERSION = 1
@@ -61,8 +61,9 @@ class Defaults:
 class Card:
     """What a bundle is.
 
-    vocabulary: the words it knows. preview: linear map [channels + 1][3] of latents to sRGB, the last row added.
-    trained_frames: longest clip it has seen. training: how it was made, for people.
+    vocabulary: the words it knows. preview: linear map [channels + 1][3] of latents to sRGB, the last row added; empty
+    where it is fitted when it is needed. trained_frames: longest clip it has seen. training: how it was made, for
+    people.
     """
 
     name: str
@@ -97,6 +98,28 @@ class Card:
                 "preview": tuple(tuple(row) for row in values["preview"]),
             }
         )
+
+    def tokenizer(self) -> Tokenizer:
+        """What turns this model's prompts into the ids that its text encoder reads."""
+        return WordTokenizer(self.vocabulary, self.transformer.text_len)
+
+    def paths(self, path: Path) -> dict[str, Path]:
+        """The files that its weights are in, by part; path: that of the bundle."""
+        return {"model": path}
+
+    def details(self, digests: Mapping[str, str]) -> dict[str, Any]:
+        """What a record says of the model beside its name and digest. digests: SHA-256 of each of `paths`."""
+        return {}
+
+    @property
+    def trained_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of the pictures that it has seen."""
+        return (self.defaults.size,)
+
+    @property
+    def keeps_keyframes(self) -> bool:
+        """Whether it was trained to go through pictures that are given."""
+        return True
 
     @property
     def pixel_step(self) -> int:
@@ -179,32 +202,15 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def read_modules(
-    path: Path, card: Card, device: torch.device, dtype: torch.dtype
-) -> tuple[Transformer, VideoVAE, TextEncoder]:
+    path: Path, card: Card, device: torch.device, dtype: torch.dtype, operations: Operations = nn
+) -> Modules:
     """The models of a bundle, for inference. Raises ShotError for a corrupt file and for one that is not its card's."""
     weights = read_weights(path)
-    with torch.device("meta"), _Unfilled():
-        modules = (Transformer(card.transformer), VideoVAE(card.vae), TextEncoder(card.text))
-    for name, module in zip(("transformer", "vae", "text"), modules, strict=True):
-        state = {key: t.to(device, dtype) for key, t in weights.get(name, {}).items()}
-        try:
-            module.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise ShotError(f"model: the {name} in {path} does not fit its card; get the file again") from error
-        module.eval().requires_grad_(False)
-    return modules
 
+    def refuse(part: str, reason: str) -> ShotError:
+        return ShotError(f"model: the {part} in {path} does not fit its card ({reason}); get the file again")
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves new weights unfilled: a file fills them. torch would load its whole compiler to draw numbers on "meta"."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+    return load_modules(card, lambda part: weights.pop(part, {}), refuse, device, dtype, operations)
 
 
 def write_bundle(path: Path, card: Card, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -224,6 +230,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def joint_digest(digests: Sequence[str]) -> str:
+    """One digest for several files: their own where there is one, else that of all, one behind the other."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:

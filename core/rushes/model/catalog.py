@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rushes._version import __version__
-from rushes.model.bundle import Card, bundle_path, digest, read_card
-from rushes.model.tokenizer import WordTokenizer
+from rushes.model.bundle import Card, bundle_path, digest, joint_digest, read_card
+from rushes.model.files import FilesCard, ModelFiles, files_card
+from rushes.model.memory import DECODE_BYTES, transformer_bytes
+from rushes.model.tokenizer import Tokenizer
 from rushes.shot import Keyframe, Shot, ShotError
-
-DECODE_BYTES = 160 * 2**20  # what a decoder chunk may take; larger chunks are slower too, by page faults
 
 
 class Work(NamedTuple):
@@ -27,14 +27,17 @@ class Work(NamedTuple):
 class Model:
     """What is known of a model without its weights: which shots it takes, and what they cost."""
 
-    def __init__(self, card: Card, path: Path) -> None:
+    def __init__(self, card: Card, path: Path, tokenizer: Tokenizer | None = None) -> None:
+        """path: the bundle, or the transformer of a set of files. tokenizer: the card's, if it is made already."""
         self.card, self.path = card, path
-        self._tokenizer = WordTokenizer(card.vocabulary, card.transformer.text_len)
-        self._sha256 = ""
+        self._tokenizer = tokenizer or card.tokenizer()
+        self._sha256, self._digests = "", dict[str, str]()
 
     @classmethod
-    def open(cls, model: str | Path = "starter") -> Model:
-        """A model by name, folder or .safetensors file. Raises ShotError for one that is not there."""
+    def open(cls, model: str | Path | ModelFiles = "starter") -> Model:
+        """A model by name, folder or .safetensors file, or by its files. Raises ShotError for one that is not there."""
+        if isinstance(model, ModelFiles):
+            return Model(files_card(model), model.transformer)
         path = bundle_path(model)
         return Model(read_card(path), path)
 
@@ -55,16 +58,21 @@ class Model:
             steps=shot.steps or defaults.steps,
             guidance=defaults.guidance if shot.guidance is None else shot.guidance,
             keyframes=self._keyframes(shot.keyframes, frames),
+            model=self.card.name if isinstance(self.card, FilesCard) else shot.model,
         )
 
     def record(self, shot: Shot) -> dict[str, Any]:
         """What every output carries: the whole shot, the model's digest, and the words that it does not know."""
-        self._sha256 = self._sha256 or digest(self.path)
+        if not self._sha256:
+            paths = self.card.paths(self.path)
+            found = {path: digest(path) for path in set(paths.values())}
+            self._digests = {part: found[path] for part, path in paths.items()}
+            self._sha256 = joint_digest(list(self._digests.values()))
         unknown = [word for text in (shot.prompt, shot.negative) for word in self._tokenizer.encode(text)[1]]
         return {
             "rushes": __version__,
             "shot": shot.to_dict(),
-            "model": {"name": self.card.name, "sha256": self._sha256},
+            "model": {"name": self.card.name, "sha256": self._sha256, **self.card.details(self._digests)},
             "unknown_words": list(dict.fromkeys(unknown)),
         }
 
@@ -76,9 +84,11 @@ class Model:
                 f"frames: {self.card.name} was trained on up to {self.card.trained_frames} frames; "
                 f"expect drift in a clip of {shot.frames}"
             )
-        if shot.size is not None and shot.size != self.card.defaults.size:
-            width, height = self.card.defaults.size
-            found.append(f"size: {self.card.name} was trained at {width}x{height}; other sizes are less exact")
+        if shot.size is not None and shot.size not in self.card.trained_sizes:
+            sizes = " and ".join(f"{width}x{height}" for width, height in self.card.trained_sizes)
+            found.append(f"size: {self.card.name} was trained at {sizes}; other sizes are less exact")
+        if shot.keyframes and not self.card.keeps_keyframes:
+            found.append(f"keyframe: {self.card.name} was trained on text alone; expect a cut beside a given picture")
         return found
 
     def limits(self) -> dict[str, Any]:
@@ -100,9 +110,8 @@ class Model:
         tokens = latent_frames * (h // transformer.patch_size) * (w // transformer.patch_size)
         batch = 2 if (shot.guidance or 0.0) > 1 else 1
         flops = batch * shot.steps * transformer.flops(tokens)
-        weights = self.path.stat().st_size
-        # float32: the widest tensors of a block (time's six, q, k, v, the feed-forward), and the decoder's allowance
-        peak = 4 * batch * tokens * (12 * transformer.dim + transformer.ffn_dim) + DECODE_BYTES
+        weights = sum(path.stat().st_size for path in set(self.card.paths(self.path).values()))
+        peak = transformer_bytes(transformer, batch, tokens, 4) + DECODE_BYTES
         return Work(flops, shot.frames * shot.size[0] * shot.size[1], 2 * weights + peak)
 
     def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:

@@ -44,6 +44,18 @@ class Layout:
     names: Names
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its tensors, by their names in it, and of itself, before any weight is read.
+
+    dtypes: as safetensors writes them, "F32", "BF16", "F8_E4M3" ...
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+
+
 # One tensor that each layout is told by.
 _MARKERS: dict[str, Layout] = {
     "blocks.0.self_attn.q.weight": Layout("transformer", "original"),
@@ -54,6 +66,8 @@ _MARKERS: dict[str, Layout] = {
     "encoder.block.0.layer.0.SelfAttention.q.weight": Layout("text", "transformers"),
     "encoder.layers.0.self_attn.k_proj.weight": Layout("clip", "transformers"),
 }
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -188,6 +202,26 @@ def load_state(path: str | Path, device: str = "cpu") -> dict[str, Tensor]:
     raise ShotError(f"model: got {path}; a folder, a .safetensors file or a .pth file is allowed")
 
 
+def read_header(path: str | Path) -> Header:
+    """The header of one .safetensors or .pth file. Raises ShotError as `load_state` does."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        state = load_state(path)
+        return Header(
+            {name: tuple(t.shape) for name, t in state.items()},
+            {name: _DTYPES.get(t.dtype, str(t.dtype)) for name, t in state.items()},
+            {},
+        )
+    try:
+        # "np", because torch's own mapping of a file is refused where it is larger than the memory, used or not
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (safe_open is not a dict)
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            return Header(shapes, {name: part.get_dtype() for name, part in slices.items()}, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
 def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device=device) as file:
@@ -195,6 +229,9 @@ def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
+    except RuntimeError as error:  # torch could not map it
+        size = f"{path.stat().st_size / 1e9:.1f} GB"
+        raise ShotError(f"model: {path} has {size}, more than this machine's memory and swap can hold") from error
 
 
 def _read_folder(folder: Path, device: str) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rushes.model.config import Shapes, count_indices, required_shape
+from rushes.model.operations import Operations
 from rushes.shot import ShotError
 
 PAD_ID = 0
@@ -61,11 +62,11 @@ class TextEncoder(nn.Module):
     Training needs no special mode: there is no dropout, and nothing is changed in place.
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, operations: Operations = nn) -> None:
         super().__init__()
         self.config = config
-        self.shared = nn.Embedding(config.vocab_size, config.dim)
-        self.encoder = Stack(config, self.shared)
+        self.shared = operations.Embedding(config.vocab_size, config.dim)
+        self.encoder = Stack(config, self.shared, operations)
         self.register_load_state_dict_pre_hook(_complete_tied_embedding)
         self.reset_parameters()
 
@@ -87,18 +88,19 @@ class TextEncoder(nn.Module):
         mask = ids != PAD_ID if mask is None else mask.bool()
         return self.encoder(ids, mask)
 
-    def encode(self, prompts: Sequence[Sequence[int]], rows: int) -> Tensor:
+    def encode(self, prompts: Sequence[Sequence[int]], rows: int, device: torch.device | str | None = None) -> Tensor:
         """Features [B, rows, dim] of prompts of any lengths, zero below each prompt's last token.
 
         Only as many rows as the longest prompt has are computed: padding is masked, so the rest cannot change
-        them. Raises ShotError for a prompt of more than `rows` tokens.
+        them. device: where to work; where the weights are when None. Raises ShotError for a prompt of more than `rows`
+        tokens.
         """
         longest = max(map(len, prompts), default=0)
         if longest > rows:
             raise ShotError(f"prompt: it has {longest} tokens; up to {rows} are allowed, shorten it")
         if not longest:
             raise ValueError("prompts: got no token; a prompt has at least the one that ends it")
-        device = self.shared.weight.device
+        device = device or self.encoder.final_layer_norm.weight.device
         ids = torch.full((len(prompts), longest), PAD_ID, dtype=torch.long)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
@@ -117,11 +119,11 @@ def summarize(features: Tensor) -> Tensor:
 class Stack(nn.Module):
     """All layers. `embed_tokens` is the encoder's own embedding under its second name."""
 
-    def __init__(self, config: TextConfig, embedding: nn.Embedding) -> None:
+    def __init__(self, config: TextConfig, embedding: nn.Embedding, operations: Operations) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = embedding
-        self.block = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.block = nn.ModuleList(Block(config, operations) for _ in range(config.layers))
         self.final_layer_norm = RMSNorm(config.dim, config.eps)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -135,9 +137,9 @@ class Stack(nn.Module):
 class Block(nn.Module):
     """Self-attention, then the gated feed-forward part; both normalise first and add to the stream."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, operations: Operations) -> None:
         super().__init__()
-        self.layer = nn.ModuleList((AttentionLayer(config), FeedForwardLayer(config)))
+        self.layer = nn.ModuleList((AttentionLayer(config, operations), FeedForwardLayer(config, operations)))
 
     def forward(self, x: Tensor, buckets: Tensor, mask: Tensor) -> Tensor:
         attend, feed_forward = self.layer
@@ -145,9 +147,9 @@ class Block(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, operations: Operations) -> None:
         super().__init__()
-        self.SelfAttention = SelfAttention(config)
+        self.SelfAttention = SelfAttention(config, operations)
         self.layer_norm = RMSNorm(config.dim, config.eps)
 
     def forward(self, x: Tensor, buckets: Tensor, mask: Tensor) -> Tensor:
@@ -155,9 +157,9 @@ class AttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, operations: Operations) -> None:
         super().__init__()
-        self.DenseReluDense = FeedForward(config)
+        self.DenseReluDense = FeedForward(config, operations)
         self.layer_norm = RMSNorm(config.dim, config.eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,15 +169,15 @@ class FeedForwardLayer(nn.Module):
 class SelfAttention(nn.Module):
     """Attention in both directions with a learned bias per distance and head, of its own in every layer."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, operations: Operations) -> None:
         super().__init__()
         self.config = config
         inner = config.heads * config.head_dim
-        self.q = nn.Linear(config.dim, inner, bias=False)
-        self.k = nn.Linear(config.dim, inner, bias=False)
-        self.v = nn.Linear(config.dim, inner, bias=False)
-        self.o = nn.Linear(inner, config.dim, bias=False)
-        self.relative_attention_bias = nn.Embedding(config.buckets, config.heads)
+        self.q = operations.Linear(config.dim, inner, bias=False)
+        self.k = operations.Linear(config.dim, inner, bias=False)
+        self.v = operations.Linear(config.dim, inner, bias=False)
+        self.o = operations.Linear(inner, config.dim, bias=False)
+        self.relative_attention_bias = operations.Embedding(config.buckets, config.heads)
 
     def reset_parameters(self) -> None:
         dim, inner = self.config.dim, self.config.heads * self.config.head_dim
@@ -201,12 +203,12 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """wo(gelu(wi_0 x) * wi_1 x), Shazeer 2020, "GLU Variants", with the tanh form of GELU."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, operations: Operations) -> None:
         super().__init__()
         self.config = config
-        self.wi_0 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.wi_1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.wo = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.wi_0 = operations.Linear(config.dim, config.ffn_dim, bias=False)
+        self.wi_1 = operations.Linear(config.dim, config.ffn_dim, bias=False)
+        self.wo = operations.Linear(config.ffn_dim, config.dim, bias=False)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.wi_0.weight, std=self.config.dim**-0.5)
@@ -231,7 +233,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x.to(self.weight.dtype)
+        return self.weight.to(x.device) * x.to(self.weight.dtype)
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:

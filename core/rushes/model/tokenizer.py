@@ -132,6 +132,11 @@ class UnigramTokenizer:
             raise ShotError(f"model: its spiece_model is unusable ({reason}); a unigram model is allowed") from error
         return cls(backend, max_tokens, truncate)
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows that the text encoder's embedding needs."""
+        return self._backend.get_vocab_size()
+
     def encode(self, text: str) -> tuple[list[int], list[str]]:
         """Ids ending with EOS_ID, and the texts that have none, once each. ShotError for a text too long."""
         text = clean_prompt(text)

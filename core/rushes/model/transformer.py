@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rushes.attention import TilePattern, TopK, attention
 from rushes.model.config import TransformerConfig
+from rushes.model.operations import Operations
 from rushes.model.rope import rope_table, rotate
 
 Rope = tuple[Tensor, Tensor]
@@ -76,19 +77,26 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # one pass, where a mean of squares takes two
-        return wide * torch.rsqrt(length.square() / x.shape[-1] + self.eps) * self.weight.float()
+        return wide * torch.rsqrt(length.square() / x.shape[-1] + self.eps) * self.weight.to(x.device, torch.float32)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, with weights that follow the input: a host may leave them where they rest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.device), self.bias.to(x.device), self.eps)
 
 
 class Attention(nn.Module):
     """Projections, q/k norm and attention; the parts that self- and cross-attention share."""
 
-    def __init__(self, dim: int, heads: int, eps: float) -> None:
+    def __init__(self, dim: int, heads: int, eps: float, operations: Operations) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.o = nn.Linear(dim, dim)
+        self.q = operations.Linear(dim, dim)
+        self.k = operations.Linear(dim, dim)
+        self.v = operations.Linear(dim, dim)
+        self.o = operations.Linear(dim, dim)
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
 
@@ -107,11 +115,11 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """Attention to the text, plus, in Wan 2.1 image-to-video, to image tokens with keys and values of their own."""
 
-    def __init__(self, dim: int, heads: int, eps: float, has_image: bool) -> None:
-        super().__init__(dim, heads, eps)
+    def __init__(self, dim: int, heads: int, eps: float, operations: Operations, has_image: bool) -> None:
+        super().__init__(dim, heads, eps, operations)
         if has_image:
-            self.k_img = nn.Linear(dim, dim)
-            self.v_img = nn.Linear(dim, dim)
+            self.k_img = operations.Linear(dim, dim)
+            self.v_img = operations.Linear(dim, dim)
             self.norm_k_img = RMSNorm(dim, eps)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -140,21 +148,22 @@ class CrossAttention(Attention):
 
 
 class Block(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, operations: Operations = nn) -> None:
         super().__init__()
         dim, eps = config.dim, config.eps
         self.eps = eps
         self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 6, dim), std=dim**-0.5))
-        self.self_attn = SelfAttention(dim, config.heads, eps)
+        self.self_attn = SelfAttention(dim, config.heads, eps, operations)
         self.norm3 = nn.LayerNorm(dim, eps)
-        self.cross_attn = CrossAttention(dim, config.heads, eps, config.image_dim is not None)
+        self.cross_attn = CrossAttention(dim, config.heads, eps, operations, config.image_dim is not None)
         self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
+            operations.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), operations.Linear(config.ffn_dim, dim)
         )
 
     def forward(self, x: Tensor, time: Tensor, layout: Layout, context: Context) -> Tensor:
         """x [B, L, dim]; time [B, n, 6, dim], n = 1, latent frames or L. The six: shift, scale, gate, twice."""
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation[:, None] + time.float()).unbind(2)
+        six = self.modulation.to(time.device)[:, None] + time.float()
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = six.unbind(2)
         frames = layout.frames
         x = gated(x, self.self_attn(modulated(x, shift, scale, self.eps, frames), layout), gate, frames)
         x = x + self.cross_attn(layer_norm(x, self.eps, self.norm3), context)
@@ -164,72 +173,80 @@ class Block(nn.Module):
 class VaceBlock(Block):
     """A block of the control branch; the first one joins the control tokens to the video's."""
 
-    def __init__(self, config: TransformerConfig, first: bool) -> None:
-        super().__init__(config)
+    def __init__(self, config: TransformerConfig, operations: Operations, first: bool) -> None:
+        super().__init__(config, operations)
         if first:
-            self.before_proj = nn.Linear(config.dim, config.dim)
-        self.after_proj = nn.Linear(config.dim, config.dim)
+            self.before_proj = operations.Linear(config.dim, config.dim)
+        self.after_proj = operations.Linear(config.dim, config.dim)
 
 
 class Head(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, operations: Operations) -> None:
         super().__init__()
         self.eps = config.eps
         self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, config.dim), std=config.dim**-0.5))
-        self.head = nn.Linear(config.dim, config.patch_size**2 * config.out_channels)
+        self.head = operations.Linear(config.dim, config.patch_size**2 * config.out_channels)
 
     def forward(self, x: Tensor, time: Tensor, layout: Layout) -> Tensor:
-        shift, scale = (self.modulation[:, None] + time.float()[:, :, None]).unbind(2)  # order: shift, scale
+        two = self.modulation.to(time.device)[:, None] + time.float()[:, :, None]
+        shift, scale = two.unbind(2)  # order: shift, scale
         return self.head(modulated(x, shift, scale, self.eps, layout.frames))
 
 
 class ImageEmbedding(nn.Module):
     """CLIP tokens to the model's width; first-and-last-frame models add learned positions to both pictures' tokens."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, operations: Operations) -> None:
         super().__init__()
         assert config.image_dim is not None
         width = config.image_dim
         self.proj = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, width),
+            LayerNorm(width),
+            operations.Linear(width, width),
             nn.GELU(),
-            nn.Linear(width, config.dim),
-            nn.LayerNorm(config.dim),
+            operations.Linear(width, config.dim),
+            LayerNorm(config.dim),
         )
         if config.image_positions:
             self.emb_pos = nn.Parameter(torch.zeros(1, config.image_positions, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         if hasattr(self, "emb_pos"):
-            tokens = tokens.reshape(-1, self.emb_pos.shape[1], tokens.shape[-1]) + self.emb_pos
+            positions = self.emb_pos.to(tokens.device)
+            tokens = tokens.reshape(-1, positions.shape[1], tokens.shape[-1]) + positions
         return self.proj(tokens)
 
 
 class Transformer(nn.Module):
     """Velocity of noisy latents. See `forward`."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, operations: Operations = nn) -> None:
         super().__init__()
         self.config = config
         dim, patch = config.dim, (1, config.patch_size, config.patch_size)
-        self.patch_embedding = nn.Conv3d(config.in_channels, dim, patch, stride=patch)
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
-        )
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.head = Head(config)
+        Linear, Conv3d = operations.Linear, operations.Conv3d
+        self.patch_embedding = Conv3d(config.in_channels, dim, patch, stride=patch)
+        self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim))
+        self.time_embedding = nn.Sequential(Linear(config.freq_dim, dim), nn.SiLU(), Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config, operations) for _ in range(config.layers))
+        self.head = Head(config, operations)
         if config.image_dim is not None:
-            self.img_emb = ImageEmbedding(config)
+            self.img_emb = ImageEmbedding(config, operations)
         if config.pooled_dim:
             self.pooled_embedding = nn.Sequential(
-                nn.LayerNorm(config.pooled_dim), nn.Linear(config.pooled_dim, dim), nn.GELU(), nn.Linear(dim, dim)
+                LayerNorm(config.pooled_dim), Linear(config.pooled_dim, dim), nn.GELU(), Linear(dim, dim)
             )
         if config.vace_layers:
-            self.vace_patch_embedding = nn.Conv3d(config.vace_in_channels, dim, patch, stride=patch)
-            self.vace_blocks = nn.ModuleList(VaceBlock(config, first=i == 0) for i in range(len(config.vace_layers)))
+            self.vace_patch_embedding = Conv3d(config.vace_in_channels, dim, patch, stride=patch)
+            self.vace_blocks = nn.ModuleList(
+                VaceBlock(config, operations, first=i == 0) for i in range(len(config.vace_layers))
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the work is done in: that of weights of our own, since a host may keep the layers' in another."""
+        return self.head.modulation.dtype
 
     def context(
         self, text: Tensor, image: Tensor | None = None, cache: bool = False, pooled: Tensor | None = None
@@ -290,7 +307,7 @@ class Transformer(nn.Module):
         return Layout((cosines[order], sines[order]), pattern, frames)
 
     def _tokens(self, embedding: nn.Conv3d, latents: Tensor) -> tuple[Tensor, Grid]:
-        x = embedding(latents.to(embedding.weight.dtype))  # [B, dim, T, H, W]
+        x = embedding(latents.to(self.dtype))  # [B, dim, T, H, W]
         T, H, W = x.shape[2:]
         # Contiguous, or every sum of every block would keep the layout of the convolution, channels outermost.
         return x.flatten(2).transpose(1, 2).contiguous(), (T, H, W)  # [B, L, dim]
@@ -303,7 +320,7 @@ class Transformer(nn.Module):
         rates = 10_000.0 ** -(torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
         angles = timestep.double()[..., None] * rates
         wave = torch.cat((angles.cos(), angles.sin()), dim=-1)  # [B, n, freq_dim]
-        time = self.time_embedding(wave.to(next(self.time_embedding.parameters()).dtype))
+        time = self.time_embedding(wave.to(self.dtype))
         if pooled is not None:
             time = time + pooled
         return time.to(dtype), self.time_projection(time).unflatten(-1, (6, -1)).to(dtype)
@@ -342,7 +359,8 @@ class Transformer(nn.Module):
 
 def layer_norm(x: Tensor, eps: float, affine: nn.LayerNorm) -> Tensor:
     """Layer norm in float32, whatever the type of x."""
-    normed = F.layer_norm(x.float(), x.shape[-1:], affine.weight.float(), affine.bias.float(), eps)
+    weight, bias = (t.to(x.device, torch.float32) for t in (affine.weight, affine.bias))
+    normed = F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps)
     return normed.to(working_dtype(x))
 
 

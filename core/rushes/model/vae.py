@@ -121,9 +121,7 @@ class VideoVAE(nn.Module):
 
         chunk: latent frames at a time. Raises ValueError for a number of frames or a size that the VAE does not divide.
         """
-        mean, _ = self.posterior(frames, chunk)
-        shift, scale = self._statistics(mean)
-        return (mean - shift) / scale
+        return self.scaled(self.posterior(frames, chunk)[0])
 
     def encode_keyframe(self, pictures: Tensor, first: bool) -> Tensor:
         """One latent frame [B, C, 1, h, w] in model space that stands for pictures [B, 3, H, W] in [-1, 1].
@@ -144,8 +142,7 @@ class VideoVAE(nn.Module):
 
         tile: side of spatial tiles in latent cells; they overlap by a quarter, blended linearly. None: no tiles.
         """
-        shift, scale = self._statistics(latents)
-        x = self.conv2(latents * scale + shift, {})
+        x = self.conv2(self.unscaled(latents), {})
         boxes = _tiles(x.shape[3], x.shape[4], tile)
         streams: list[Stream] = [{} for _ in boxes]
         for a, b in _chunks(x.shape[2], chunk):
@@ -172,6 +169,16 @@ class VideoVAE(nn.Module):
             weight[area] += ramp
         assert total is not None and weight is not None
         return total / weight
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Model space from the encoder's own numbers: (latents - mean) / deviation, per channel of [B, C, T, h, w]."""
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The inverse of `scaled`."""
+        mean, std = self._statistics(latents)
+        return latents * std + mean
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shape = (1, -1, 1, 1, 1)

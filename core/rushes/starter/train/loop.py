@@ -38,7 +38,7 @@ class Training(Generic[Model]):
     ) -> None:
         self.model, self.average, self.optimizer = model, average, optimizer
         self.team, self.step, self._device = team, 0, options.device
-        self.clock = Clock(options.minutes * 60)
+        self.clock = Clock(options.minutes * 60, now=time.thread_time if options.device == "cpu" else time.monotonic)
         self.log = Log(options.folder / f"{name}_log.txt", team, self.clock)
         self._path = options.folder / f"{name}_state.pt"
 

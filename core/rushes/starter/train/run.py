@@ -38,16 +38,24 @@ class Options:
 
 @dataclass
 class Clock:
-    """Working time. Pauses do not count, so a stopped run keeps its schedule."""
+    """Working time. Pauses do not count, so a stopped run keeps its schedule.
+
+    now: what counts. Of a training on the processor, its thread's own time (`time.thread_time`), so that a machine
+    shared with other work makes a run longer and not worse; else the time of day.
+    """
 
     budget: float  # seconds
     elapsed: float = 0.0
     usual: float = 0.0
-    _last: float = field(default_factory=time.monotonic)
+    now: Callable[[], float] = time.monotonic
+    _last: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._last = self.now()
 
     def tick(self) -> None:
         """Call once a step."""
-        now = time.monotonic()
+        now = self.now()
         step, self._last = now - self._last, now
         if self.usual and step > STALL * self.usual:
             step = self.usual
@@ -57,7 +65,7 @@ class Clock:
 
     def skip(self) -> None:
         """Forget the time since the last tick (evaluation, saving)."""
-        self._last = time.monotonic()
+        self._last = self.now()
 
     @property
     def progress(self) -> float:

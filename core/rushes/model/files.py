@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Wan's text-to-video models as they lie on disk: a transformer, a text encoder and a VAE, each a file of its own.
+
+The names in the files may be Wan's own, ComfyUI's (with prefixes) or diffusers'. What a file is, its shapes say; what
+it asks for in steps, shift and guidance are the settings that Wan published with models of these shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rushes.model.bundle import Card, Defaults
+from rushes.model.checkpoint import EXTRAS, Header, load_state, read_header, split_parts, strip_prefix
+from rushes.model.config import Shapes, TransformerConfig, VAEConfig, infer_transformer_config, infer_vae_config
+from rushes.model.loading import Modules, load_modules
+from rushes.model.operations import Operations
+from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextConfig, infer_text_config
+from rushes.model.tokenizer import Tokenizer, UnigramTokenizer
+from rushes.shot import ShotError
+
+PLAIN = ("F32", "BF16", "F16")
+SPIECE = "spiece_model"  # sentencepiece's model, as ComfyUI's text encoder files carry it
+MAX_PIXELS = 2048 * 2048
+ROPE_FRAMES = 1024  # latent frames that Wan's position table has
+
+EXPECTED = {
+    "transformer": "a text-to-video transformer in fp16, bf16 or fp32 such as wan2.1_t2v_1.3B_fp16.safetensors",
+    "text": "UMT5-XXL in fp16, bf16 or fp32 such as umt5_xxl_fp16.safetensors",
+    "vae": "a Wan VAE in fp16, bf16 or fp32 such as wan_2.1_vae.safetensors",
+}
+VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}  # latent channels -> its usual name
+HOLDS = {"transformer": "a transformer", "text": "a text encoder", "vae": "a VAE", "clip": "a CLIP vision tower"}
+
+# Tensors that only one kind of transformer has, the special kinds before those that they build on.
+KINDS = {
+    "vace_patch_embedding.weight": "a VACE model",
+    "control_adapter.conv.weight": "a Fun-Camera model",
+    "casual_audio_encoder.encoder.final_linear.weight": "a speech-to-video model",
+    "audio_proj.audio_proj_glob_1.layer.bias": "a HuMo model",
+    "face_adapter.fuser_blocks.0.k_norm.weight": "a Wan Animate model",
+    "ref_conv.weight": "a Fun-Control model",
+    "patch_embedding_pose.weight": "a SCAIL model",
+    "patch_embedding_mask.weight": "a SCAIL model",
+    "patch_embedding_global.weight": "a WanDancer model",
+    "img_emb.emb_pos": "a first-and-last-frame model",
+    "img_emb.proj.1.weight": "an image-to-video model",
+}
+QUANTISED = {
+    "scaled_fp8": "scaled fp8 weights",
+    "scale_weight": "scaled fp8 weights",
+    "scale_input": "scaled fp8 weights",
+    **dict.fromkeys(
+        ("comfy_quant", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale"), "quantised weights"
+    ),
+}
+# Both experts of Wan 2.2 14B have the shapes of Wan 2.1 14B: only their names tell.
+EXPERT = re.compile(r"(high|low)[-_. ]?noise|a14b|2[._]2.*(?<![a-z])(high|low)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The three files of a model. solver, schedule, shift: instead of those that Wan published for such a model.
+
+    transformer, text, vae: .safetensors or .pth files; one file may hold several parts. solver: "unipc" or "euler".
+    schedule: a name in `sampling.schedules`; Wan's own goes with unipc, ComfyUI's "simple" with euler.
+    """
+
+    transformer: Path
+    text: Path
+    vae: Path
+    solver: str | None = None
+    shift: float | None = None
+    schedule: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in EXPECTED:
+            object.__setattr__(self, name, Path(getattr(self, name)))
+
+    @property
+    def name(self) -> str:
+        return self.transformer.stem
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        return {"transformer": self.transformer, "text": self.text, "vae": self.vae}
+
+
+@dataclass(frozen=True)
+class FilesCard(Card):
+    """What a set of files is. It knows no closed list of words, and its preview is fitted to its VAE."""
+
+    files: ModelFiles = field(kw_only=True)
+
+    def tokenizer(self) -> Tokenizer:
+        """The text file's own, else the tokenizer.json beside it. Raises ShotError where there is none that fits."""
+        try:
+            found = _tokenizer(self.files.text, self.transformer.text_len)
+        except ShotError as error:
+            raise _about("text", error) from error
+        if found.vocab_size > self.text.vocab_size:
+            raise ShotError(
+                f"text: got {self.files.text.name}, which knows {self.text.vocab_size} tokens, with a tokenizer of "
+                f"{found.vocab_size}; the tokenizer that belongs to it is expected"
+            )
+        return found
+
+    @property
+    def trained_sizes(self) -> tuple[tuple[int, int], ...]:
+        return _preset(self.transformer).sizes
+
+    @property
+    def keeps_keyframes(self) -> bool:
+        return self.transformer.out_channels == 48  # Wan 2.2 TI2V, which learnt it with a timestep for each frame
+
+    def paths(self, path: Path) -> dict[str, Path]:
+        return self.files.paths
+
+    def details(self, digests: Mapping[str, str]) -> dict[str, Any]:
+        """The files, and the settings that no shot has."""
+        defaults = self.defaults
+        files = {part: {"name": path.name, "sha256": digests[part]} for part, path in self.files.paths.items()}
+        return {"files": files, "solver": defaults.solver, "schedule": defaults.schedule, "shift": defaults.shift}
+
+
+@dataclass(frozen=True)
+class _Preset:
+    """Wan's published settings of one family. sizes: what it was trained at."""
+
+    defaults: Defaults
+    sizes: tuple[tuple[int, int], ...]
+
+
+def _published(sizes: tuple[tuple[int, int], ...], frames: int, fps: str, guidance: float, shift: float) -> _Preset:
+    defaults = Defaults(sizes[0], frames, fps, 50, guidance, shift, schedule="wan_unipc", solver="unipc")
+    return _Preset(defaults, (*sizes, *((height, width) for width, height in sizes)))
+
+
+T2V_14B = _published(((832, 480), (1280, 720)), 81, "16", guidance=5.0, shift=5.0)
+T2V_1_3B = _published(((832, 480),), 81, "16", guidance=6.0, shift=8.0)
+TI2V_5B = _published(((1280, 704),), 121, "24", guidance=5.0, shift=5.0)
+
+
+def _preset(config: TransformerConfig) -> _Preset:
+    if config.out_channels == 48:
+        return TI2V_5B
+    return T2V_14B if config.dim >= 5120 else T2V_1_3B
+
+
+def files_card(files: ModelFiles) -> FilesCard:
+    """What the files are, by their shapes alone; no weight is read.
+
+    Raises ShotError for a file that is not the part it is given as, that this version does not run, or that does not go
+    with the others.
+    """
+    headers = {part: _header(part, path) for part, path in files.paths.items()}
+    shapes = {part: _shapes(part, files.paths[part], header) for part, header in headers.items()}
+    transformer = _transformer(files.transformer, shapes["transformer"], headers["transformer"].metadata)
+    text, vae = _text(files.text, shapes["text"]), _vae(files.vae, shapes["vae"])
+    _check_pairs(files, transformer, text, vae)
+    if SPIECE not in strip_prefix(headers["text"].shapes).values() and _tokenizer_file(files.text) is None:
+        raise ShotError(
+            f"text: got {files.text.name}, which has no tokenizer in it and none beside it; a file with a {SPIECE}, as "
+            "ComfyUI's umt5_xxl_fp16.safetensors is, or UMT5's tokenizer.json in the same folder, is expected"
+        )
+    usual = _preset(transformer).defaults
+    return FilesCard(
+        name=files.name,
+        transformer=transformer,
+        vae=vae,
+        text=text,
+        vocabulary=(),
+        defaults=dataclasses.replace(
+            usual,
+            solver=files.solver or usual.solver,
+            shift=usual.shift if files.shift is None else files.shift,
+            schedule=files.schedule or ("simple" if files.solver == "euler" else usual.schedule),
+        ),
+        preview=(),
+        trained_frames=usual.frames,
+        max_frames=vae.frames(ROPE_FRAMES),
+        max_pixels=MAX_PIXELS,
+        files=files,
+    )
+
+
+def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, operations: Operations = nn) -> Modules:
+    """The models of the files, for inference. Raises ShotError for a file that is damaged or has other tensors."""
+    paths = card.files.paths
+
+    def read(part: str) -> Mapping[str, Tensor]:
+        try:
+            state = load_state(paths[part])
+        except ShotError as error:
+            raise _about(part, error) from error
+        found = {ours: state[theirs] for theirs, ours in split_parts(state)[part].items()}  # type: ignore[index]
+        if EMBEDDING in found:
+            found.pop(TIED_EMBEDDING, None)  # the same again
+        return found
+
+    def refuse(part: str, reason: str) -> ShotError:
+        return _refusal(part, paths[part], reason)
+
+    return load_modules(card, read, refuse, device, dtype, operations)
+
+
+def _refusal(part: str, path: Path, reason: str) -> ShotError:
+    return ShotError(f"{part}: got {path.name}; {reason}; {EXPECTED[part]} is expected")
+
+
+def _reason(error: ShotError) -> str:
+    """What is wrong, of a refusal that `checkpoint` or `config` worded without knowing the argument."""
+    return str(error).removeprefix("model: ").partition(";")[0]
+
+
+def _about(part: str, error: ShotError) -> ShotError:
+    """A refusal of what is in a file, with the argument that named the file."""
+    return ShotError(str(error).replace("model:", f"{part}:", 1))
+
+
+def _header(part: str, path: Path) -> Header:
+    if path.suffix == ".gguf":
+        raise _refusal(part, path, "it is a GGUF file")
+    if path.is_dir() or path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise _refusal(part, path, "it is not one .safetensors or .pth file")
+    try:
+        header = read_header(path)
+    except ShotError as error:
+        raise _about(part, error) from error
+    if "_quantization_metadata" in header.metadata:
+        raise _refusal(part, path, "it holds quantised weights ('_quantization_metadata')")
+    for name in header.dtypes:
+        if kind := QUANTISED.get(name.rpartition(".")[2]):
+            raise _refusal(part, path, f"it holds {kind} ({name!r})")
+    bare = strip_prefix(header.dtypes)
+    for name, dtype in header.dtypes.items():
+        if dtype not in PLAIN and bare[name] not in EXTRAS:
+            raise _refusal(part, path, f"it holds weights in {dtype} ({name!r})")
+    return header
+
+
+def _shapes(part: str, path: Path, header: Header) -> Shapes:
+    """Shapes of one part by our names."""
+    try:
+        parts = split_parts(header.shapes)
+    except ShotError as error:
+        raise _refusal(part, path, _reason(error)) from error
+    if part not in parts:
+        raise _refusal(part, path, f"it holds {' and '.join(HOLDS[found] for found in parts)}")
+    return {ours: header.shapes[theirs] for theirs, ours in parts[part].items()}  # type: ignore[index]
+
+
+def _transformer(path: Path, shapes: Shapes, metadata: Mapping[str, str]) -> TransformerConfig:
+    kind = next((kind for name, kind in KINDS.items() if name in shapes), None)
+    if kind is not None:
+        raise _refusal("transformer", path, f"it is {kind}")
+    if EXPERT.search(path.stem):
+        raise _refusal("transformer", path, "it is one of Wan 2.2's two experts, by its name")
+    try:
+        config = infer_transformer_config(shapes, heads=_heads(metadata))
+    except ShotError as error:
+        raise _refusal("transformer", path, _reason(error)) from error
+    except ValueError as error:
+        raise _refusal("transformer", path, f"its metadata do not go with its shapes ({error})") from error
+    if config.in_channels == 36:
+        raise _refusal("transformer", path, "it is an image-to-video model (36 input channels)")
+    if config.in_channels != config.out_channels:
+        raise _refusal("transformer", path, f"it takes control passes ({config.in_channels} input channels)")
+    return config
+
+
+def _heads(metadata: Mapping[str, str]) -> int | None:
+    """Attention heads as small models state them, in ComfyUI's or diffusers' word; None for Wan's rule."""
+    try:
+        config = json.loads(metadata.get("config", "{}"))
+        config = config.get("transformer", config)
+        heads = config.get("num_heads", config.get("num_attention_heads"))
+    except (ValueError, AttributeError):  # another program's note
+        return None
+    return heads if isinstance(heads, int) and heads > 0 else None
+
+
+def _text(path: Path, shapes: Shapes) -> TextConfig:
+    try:
+        config = infer_text_config(shapes)
+    except ShotError as error:
+        raise _refusal("text", path, _reason(error)) from error
+    except ValueError as error:
+        raise _refusal("text", path, str(error)) from error
+    last = f"encoder.block.{config.layers - 1}.layer.0.SelfAttention.relative_attention_bias.weight"
+    if last not in shapes:
+        raise _refusal("text", path, "it is a T5 whose layers share their positions")
+    return config
+
+
+def _vae(path: Path, shapes: Shapes) -> VAEConfig:
+    try:
+        return infer_vae_config(shapes)
+    except ShotError as error:
+        raise _refusal("vae", path, _reason(error)) from error
+    except ValueError as error:
+        raise _refusal("vae", path, str(error)) from error
+
+
+def _check_pairs(files: ModelFiles, transformer: TransformerConfig, text: TextConfig, vae: VAEConfig) -> None:
+    channels = transformer.out_channels
+    if vae.latent_channels != channels:
+        usual = VAE_FILES.get(channels)
+        raise ShotError(
+            f"vae: got {files.vae.name} with {vae.latent_channels} latent channels, and {files.transformer.name} works "
+            f"in {channels}; a VAE of {channels}{f' such as {usual}' if usual else ''} is expected"
+        )
+    if text.dim != transformer.text_dim:
+        raise ShotError(
+            f"text: got {files.text.name} with {text.dim} values a token, and {files.transformer.name} reads "
+            f"{transformer.text_dim}; {EXPECTED['text']} is expected"
+        )
+
+
+def _tokenizer(text: Path, max_tokens: int) -> UnigramTokenizer:
+    state = load_state(text)
+    inside = next((name for name, bare in strip_prefix(state).items() if bare == SPIECE), None)
+    if inside is not None:
+        return UnigramTokenizer.from_sentencepiece(bytes(state[inside].numpy()), max_tokens)
+    return UnigramTokenizer.from_file(_tokenizer_file(text) or text.with_name("tokenizer.json"), max_tokens)
+
+
+def _tokenizer_file(text: Path) -> Path | None:
+    """tokenizer.json in the text encoder's folder, or where Wan's and diffusers' folders have it."""
+    places = (text.parent, text.parent / "google" / "umt5-xxl", text.parent.parent / "tokenizer")
+    return next((path for place in places if (path := place / "tokenizer.json").is_file()), None)

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Wan's files as they lie on disk: what they are, which go together, what is refused, and how they are read.
+
+Published models are stood in for by files with their names and shapes and no contents; small ones have random weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import re
+import sys
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rushes.model import config as presets
+from rushes.model.bundle import bundle_path, read_card
+from rushes.model.bundle import read_modules as read_bundle
+from rushes.model.catalog import Model
+from rushes.model.files import ModelFiles, files_card, read_modules
+from rushes.model.preview import fit_preview
+from rushes.model.text import EMBEDDING, TIED_EMBEDDING, UMT5_XXL
+from rushes.shot import Shot, ShotError
+
+TinyWan = Callable[..., Any]
+KEYS = Path(__file__).parents[1] / "fixtures" / "wan_keys"
+CPU = torch.device("cpu")
+PREFIXES = {"transformer": "model.diffusion_model.", "text": "text_encoders.umt5xxl.transformer.", "vae": "vae."}
+
+
+def published(folder: Path, name: str, stem: str) -> Path:
+    """A bfloat16 file with the names and shapes of a published one, all of it a hole in the disk."""
+    with gzip.open(KEYS / f"{name}.json.gz", "rt", encoding="utf-8") as file:
+        shapes = json.load(file)["tensors"]
+    header: dict[str, Any] = {}
+    end = 0
+    for key, shape in shapes.items():
+        start, end = end, end + 2 * torch.Size(shape).numel()
+        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path = folder / f"{stem}.safetensors"
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Callable[..., ModelFiles]:
+    """shelf("wan21_t2v_1.3b"): published files, as ComfyUI names them, with UMT5-XXL and the first VAE."""
+    if sys.platform == "win32":
+        pytest.skip("files with holes are written in full on Windows: tens of gigabytes")
+    (tmp_path / "tokenizer.json").write_text("{}")  # only looked for
+
+    def pick(name: str, stem: str = "", vae: str = "wan21_vae") -> ModelFiles:
+        return ModelFiles(
+            published(tmp_path, f"original.{name}", stem or name),
+            published(tmp_path, "transformers.umt5_xxl_encoder", "umt5_xxl_fp16"),
+            published(tmp_path, f"original.{vae}", vae),
+        )
+
+    return pick
+
+
+@pytest.mark.parametrize(
+    ("name", "vae", "config", "size", "frames", "fps", "guidance", "shift"),
+    [
+        ("wan21_t2v_1.3b", "wan21_vae", presets.WAN21_T2V_1_3B, (832, 480), 81, 16, 6.0, 8.0),
+        ("wan21_t2v_14b", "wan21_vae", presets.WAN21_T2V_14B, (832, 480), 81, 16, 5.0, 5.0),
+        ("wan22_ti2v_5b", "wan22_vae", presets.WAN22_TI2V_5B, (1280, 704), 121, 24, 5.0, 5.0),
+    ],
+)
+def test_published_models_are_known_with_their_settings(
+    shelf: Callable[..., ModelFiles], name: str, vae: str, config: Any, size: Any, frames: int, fps: int,
+    guidance: float, shift: float,
+) -> None:  # fmt: skip
+    """By shapes alone, with what Wan published for each: 50 steps of UniPC along its own schedule."""
+    card = files_card(shelf(name, vae=vae))
+    assert card.transformer == config
+    assert card.vae == (presets.WAN21_VAE if vae == "wan21_vae" else presets.WAN22_VAE)
+    assert card.text == UMT5_XXL
+    found = card.defaults
+    assert (found.size, found.frames, found.rate, found.steps) == (size, frames, fps, 50)
+    assert (found.guidance, found.shift, found.schedule, found.solver) == (guidance, shift, "wan_unipc", "unipc")
+    assert card.name == name and card.trained_frames == frames
+    assert size in card.trained_sizes and size[::-1] in card.trained_sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "words"),
+    [
+        ("original.wan21_i2v_14b", "wan2.1_i2v_480p_14B_fp16", "an image-to-video model"),
+        ("original.wan22_i2v_a14b", "i2v", r"an image-to-video model \(36 input channels\)"),
+        ("original.wan21_flf2v_14b", "wan2.1_flf2v_720p_14B_fp16", "a first-and-last-frame model"),
+        ("original.wan21_vace_1.3b", "wan2.1_vace_1.3B_fp16", "a VACE model"),
+        ("diffusers.wan21_vace_1.3b", "diffusion_pytorch_model", "a VACE model"),
+        ("original.wan22_t2v_a14b", "wan2.2_t2v_high_noise_14B_fp16", "one of Wan 2.2's two experts, by its name"),
+        ("original.wan22_t2v_a14b", "Wan2_2-T2V-A14B-LOW_bf16", "one of Wan 2.2's two experts, by its name"),
+        ("original.wan22_t2v_a14b", "Wan2.2-T2V-14B-LowNoise", "one of Wan 2.2's two experts, by its name"),
+        ("original.wan22_t2v_a14b", "wan2.2_t2v_14B_high", "one of Wan 2.2's two experts, by its name"),
+        ("original.wan21_vae", "wan_2.1_vae", "it holds a VAE"),
+        ("transformers.umt5_xxl_encoder", "umt5_xxl_fp16", "it holds a text encoder"),
+        ("transformers.clip_vit_h14_vision", "clip_vision_h", "it holds a CLIP vision tower"),
+    ],
+)
+def test_other_transformers_are_refused_by_what_they_are(
+    shelf: Callable[..., ModelFiles], tmp_path: Path, name: str, stem: str, words: str
+) -> None:
+    """The argument, the file, what it is, and which file is expected."""
+    files = dataclasses.replace(shelf("wan21_t2v_1.3b"), transformer=published(tmp_path, name, stem))
+    with pytest.raises(ShotError, match=words) as caught:
+        files_card(files)
+    assert str(caught.value).startswith(f"transformer: got {stem}.safetensors; it ")
+    assert str(caught.value).endswith("such as wan2.1_t2v_1.3B_fp16.safetensors is expected")
+
+
+@pytest.mark.parametrize("stem", ["wan2.1_t2v_14B_highres", "slow_low_vram_t2v_14B", "wan2.2_ti2v_5B_slow"])
+def test_a_name_that_only_looks_like_an_experts_is_none(shelf: Callable[..., ModelFiles], stem: str) -> None:
+    assert files_card(shelf("wan21_t2v_14b", stem)).name == stem
+
+
+def test_a_vae_of_other_channels_is_refused_with_the_right_ones_name(shelf: Callable[..., ModelFiles]) -> None:
+    """Each of the two VAEs beside the transformer of the other."""
+    with pytest.raises(ShotError) as caught:
+        files_card(shelf("wan21_t2v_14b", vae="wan22_vae"))
+    assert str(caught.value) == (
+        "vae: got wan22_vae.safetensors with 48 latent channels, and wan21_t2v_14b.safetensors works in 16; "
+        "a VAE of 16 such as wan_2.1_vae.safetensors is expected"
+    )
+    with pytest.raises(ShotError, match=r"with 16 latent .* in 48; a VAE of 48 such as wan2\.2_vae\.safetensors"):
+        files_card(shelf("wan22_ti2v_5b"))
+
+
+def test_a_text_encoder_of_another_width_is_refused(tiny_wan: TinyWan) -> None:
+    files = dataclasses.replace(tiny_wan().files, transformer=tiny_wan(text_dim=4096).files.transformer)
+    with pytest.raises(ShotError) as caught:
+        files_card(files)
+    assert str(caught.value) == (
+        "text: got tiny_text.safetensors with 24 values a token, and tiny_transformer.safetensors reads 4096; "
+        "UMT5-XXL in fp16, bf16 or fp32 such as umt5_xxl_fp16.safetensors is expected"
+    )
+
+
+@pytest.mark.parametrize(("part", "given"), list(permutations(["transformer", "text", "vae"], 2)))
+def test_a_part_in_place_of_another_is_refused(tiny_wan: TinyWan, part: str, given: str) -> None:
+    files = tiny_wan().files
+    holds = {"transformer": "a transformer", "text": "a text encoder", "vae": "a VAE"}[given]
+    with pytest.raises(ShotError, match=rf"^{part}: got tiny_{given}\.safetensors; it holds {holds}; .* is expected$"):
+        files_card(dataclasses.replace(files, **{part: files.paths[given]}))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    for name, tensor in tensors.items():
+        if name.endswith("ffn.0.weight"):
+            tensors[name] = tensor.to(dtype)
+
+
+Q = "model.diffusion_model.blocks.0.self_attn.q"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.update({"scaled_fp8": torch.zeros(2)}), r"scaled fp8 weights \('scaled_fp8'\)"),
+        (lambda t: t.update({f"{Q}.scale_weight": torch.ones(1)}), "scaled fp8 weights"),
+        (lambda t: t.update({f"{Q}.comfy_quant": torch.zeros(9, dtype=torch.uint8)}), "quantised weights"),
+        (lambda t: t.update({f"{Q}.weight_scale": torch.ones(1)}), "quantised weights"),
+        (lambda t: cast(t, torch.float8_e4m3fn), r"weights in F8_E4M3 \('model\.diffusion_model\.blocks\.0\.ffn"),
+        (lambda t: cast(t, torch.int8), "weights in I8"),
+    ],
+)
+def test_quantised_weights_are_refused(tiny_wan: TinyWan, change: Callable[..., object], words: str) -> None:
+    """Every mark of them, known or not to this version: never are they read as if they were plain."""
+    files = tiny_wan().files
+    rewrite(files.transformer, change)
+    with pytest.raises(ShotError, match=rf"^transformer: got tiny_transformer\.safetensors; it holds {words}"):
+        files_card(files)
+
+
+def test_quantised_metadata_are_refused(tiny_wan: TinyWan) -> None:
+    """In any of the three files."""
+    for part, path in tiny_wan().files.paths.items():
+        files = tiny_wan().files
+        rewrite(files.paths[part], lambda tensors: None, {"_quantization_metadata": "{}"})
+        with pytest.raises(ShotError, match=rf"^{part}: got {path.name}; it holds quantised weights"):
+            files_card(files)
+
+
+def test_files_of_another_form_are_refused(tiny_wan: TinyWan, tmp_path: Path) -> None:
+    """GGUF, a folder, an index of shards, a file that is gone, one that is damaged, and one of something else."""
+    files = tiny_wan().files
+    (tmp_path / "wan.gguf").write_bytes(b"GGUF")
+    broken, other = tmp_path / "broken.safetensors", tmp_path / "other.safetensors"
+    broken.write_bytes(files.vae.read_bytes()[:-50])
+    save_file({"double_blocks.0.weight": torch.zeros(2)}, other)
+    for path, words in {
+        tmp_path / "wan.gguf": r"got wan\.gguf; it is a GGUF file; a text-to-video",
+        tmp_path: "it is not one .safetensors or .pth file",
+        tmp_path / "model.safetensors.index.json": "it is not one .safetensors or .pth file",
+        tmp_path / "gone.safetensors": r"gone\.safetensors does not exist",
+        broken: r"broken\.safetensors is damaged",
+        other: r"no Wan transformer, Wan VAE, UMT5 or CLIP is in this file \(it starts with 'double_blocks",
+    }.items():
+        with pytest.raises(ShotError, match=rf"^transformer: .*{words}"):
+            files_card(dataclasses.replace(files, transformer=path))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("control_adapter.conv.weight", "Fun-Camera"),
+        ("casual_audio_encoder.encoder.final_linear.weight", "speech-to-video"),
+        ("audio_proj.audio_proj_glob_1.layer.bias", "HuMo"),
+        ("face_adapter.fuser_blocks.0.k_norm.weight", "Animate"),
+        ("ref_conv.weight", "Fun-Control"),
+        ("patch_embedding_pose.weight", "SCAIL"),
+    ],
+)
+def test_special_models_are_named(tiny_wan: TinyWan, name: str, kind: str) -> None:
+    files = tiny_wan().files
+    rewrite(files.transformer, lambda tensors: tensors.update({f"model.diffusion_model.{name}": torch.zeros(3)}))
+    with pytest.raises(ShotError, match=f"^transformer: .*it is a .*{kind}"):
+        files_card(files)
+
+
+def test_input_channels_beside_those_of_the_picture_are_refused(tiny_wan: TinyWan) -> None:
+    """Fun-Control has 48 for 16."""
+    files = tiny_wan().files
+    name = "model.diffusion_model.patch_embedding.weight"
+    rewrite(files.transformer, lambda tensors: tensors.update({name: torch.zeros(48, 48, 1, 2, 2)}))
+    with pytest.raises(ShotError, match=r"it takes control passes \(48 input channels\)"):
+        files_card(files)
+
+
+def test_a_t5_with_shared_positions_is_refused(tiny_wan: TinyWan) -> None:
+    """T5-XXL, which other models read, has UMT5-XXL's width and would load until its second layer."""
+    files = tiny_wan().files
+    name = f"{PREFIXES['text']}encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+    rewrite(files.text, lambda tensors: tensors.pop(name))
+    with pytest.raises(ShotError, match=r"^text: .*it is a T5 whose layers share their positions; UMT5-XXL"):
+        files_card(files)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("transformer", lambda t: t.pop(f"{Q}.bias"), r"it lacks 'blocks\.0\.self_attn\.q\.bias'"),
+        (
+            "transformer",
+            lambda t: t.update({"model.diffusion_model.new.weight": torch.zeros(1)}),
+            "it has 'new.weight'",
+        ),
+        ("vae", lambda t: t.update({"vae.conv1.bias": torch.zeros(5)}), r"'conv1\.bias' is \[5\], not \[32\]"),
+        (
+            "text",
+            lambda t: t.pop(f"{PREFIXES['text']}encoder.final_layer_norm.weight"),
+            "it lacks 'encoder.final_layer",
+        ),
+    ],
+)
+def test_files_that_are_not_whole_are_refused(
+    tiny_wan: TinyWan, part: str, change: Callable[..., object], words: str
+) -> None:
+    """A tensor that is missing, one too many, and one of another shape, by name, after their shapes seemed right."""
+    files = tiny_wan().files
+    rewrite(files.paths[part], change, {"config": '{"num_attention_heads": 2}'})
+    with pytest.raises(ShotError, match=rf"^{part}: got tiny_{part}\.safetensors; {words}.* is expected$"):
+        read_modules(files_card(files), CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("note", "heads"),
+    [
+        ({"config": '{"transformer": {"num_heads": 4}}'}, 4),  # ComfyUI's
+        ({"config": '{"num_attention_heads": 2, "num_heads_of_others": 9}'}, 2),  # diffusers'
+        ({"config": "no JSON", "format": "pt"}, 1),
+        ({"config": '{"transformer": {"num_heads": "many"}}'}, 1),
+        ({"config": "[3]"}, 1),
+        ({}, 1),
+    ],
+)
+def test_heads_are_stated_or_follow_from_the_width(tiny_wan: TinyWan, note: dict[str, str], heads: int) -> None:
+    """Small models say how many in their metadata; without that there are 128 channels to a head, and at least one."""
+    files = tiny_wan(heads=4).files
+    rewrite(files.transformer, lambda tensors: None, note)
+    assert files_card(files).transformer.heads == heads
+
+
+def test_heads_of_128_channels_need_no_note(tiny_wan: TinyWan) -> None:
+    files = tiny_wan(dim=256).files
+    rewrite(files.transformer, lambda tensors: None)
+    assert files_card(files).transformer.heads == 2
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(tiny_wan: TinyWan) -> None:
+    files = tiny_wan().files
+    rewrite(files.transformer, lambda tensors: None, {"config": '{"num_heads": 7}'})
+    with pytest.raises(ShotError, match=r"its metadata do not go with its shapes \(dim: 48 over 7 heads"):
+        files_card(files)
+
+
+@pytest.mark.parametrize("layout", ["original", "comfy", "diffusers"])
+def test_every_layout_is_the_same_model(tiny_wan: TinyWan, layout: str) -> None:
+    wan = tiny_wan(layout)
+    card = files_card(wan.files)
+    assert {"transformer": card.transformer, "text": card.text, "vae": card.vae} == wan.configs
+    for part, module in read_modules(card, CPU, torch.float32)._asdict().items():
+        state = module.state_dict()
+        assert state.keys() == wan.states[part].keys()
+        assert all(torch.equal(state[name], t) for name, t in wan.states[part].items())
+        assert not module.training and not any(p.requires_grad for p in module.parameters())
+
+
+def test_pth_files_and_one_file_of_all_parts_are_read(tiny_wan: TinyWan, tmp_path: Path) -> None:
+    """Wan's own text encoder and VAE are .pth files; ComfyUI's checkpoints hold all three."""
+    wan = tiny_wan("comfy")
+    everything = {name: t for path in wan.files.paths.values() for name, t in load_file(path).items()}
+    save_file(everything, tmp_path / "all.safetensors", metadata={"config": '{"num_heads": 2}'})
+    together = ModelFiles(*[tmp_path / "all.safetensors"] * 3)
+    pickles = {}
+    for part in ("text", "vae"):
+        pickles[part] = tmp_path / f"{part}.pth"
+        torch.save(load_file(wan.files.paths[part]), pickles[part])
+    for files in (together, dataclasses.replace(wan.files, **pickles)):
+        card = files_card(files)
+        assert card.tokenizer().encode("a red ball")[0][-1] == 1
+        for part, module in read_modules(card, CPU, torch.float32)._asdict().items():
+            assert all(torch.equal(module.state_dict()[name], t) for name, t in wan.states[part].items())
+
+
+def test_the_shared_embedding_is_read_once(tiny_wan: TinyWan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' files may hold it under both names: 2 GB of UMT5-XXL that nobody needs twice."""
+    files = tiny_wan("diffusers").files
+    assert {EMBEDDING, TIED_EMBEDDING} <= load_file(files.text).keys()
+    text = read_modules(files_card(files), CPU, torch.float32).text
+    assert text.shared.weight.data_ptr() == text.encoder.embed_tokens.weight.data_ptr()
+    seen: list[Any] = []
+    monkeypatch.setattr("rushes.model.files.load_modules", lambda card, read, *rest: seen.extend(read("text")))
+    read_modules(files_card(files), CPU, torch.float32)
+    assert EMBEDDING in seen and TIED_EMBEDDING not in seen
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the list of mappings is Linux's")
+def test_weights_of_the_right_type_stay_in_the_mapped_file(tiny_wan: TinyWan) -> None:
+    """Nothing is copied on the CPU: 28 GB open in no time, and the system may drop what is not used."""
+    files = tiny_wan().files
+    modules = read_modules(files_card(files), CPU, torch.float32)
+    mapped = [line.split(" ", 1)[0] for line in Path("/proc/self/maps").read_text().splitlines() if "/tiny_" in line]
+    ranges = [tuple(int(end, 16) for end in line.split("-")) for line in mapped]
+    for module in modules:
+        for parameter in module.parameters():
+            assert any(low <= parameter.data_ptr() < high for low, high in ranges)
+
+
+def test_a_file_that_cannot_be_mapped_is_refused(tiny_wan: TinyWan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux refuses to map more for writing than memory and swap hold, and torch maps so."""
+    card = files_card(tiny_wan().files)
+
+    def full(path: Path, **options: Any) -> None:
+        raise RuntimeError(f"unable to mmap 28577105939 bytes from file <{path}>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr("rushes.model.checkpoint.safe_open", full)
+    with pytest.raises(ShotError, match=r"^transformer: .*has 0\.0 GB, more than this machine's memory and swap"):
+        read_modules(card, CPU, torch.float32)
+
+
+def test_the_tokenizer_inside_the_file_comes_before_the_one_beside_it(tiny_wan: TinyWan) -> None:
+    files = tiny_wan("comfy").files
+    (files.text.parent / "tokenizer.json").write_text("not even JSON")
+    assert files_card(files).tokenizer().encode("ball a")[0] == [5, 3, 1]
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "google/umt5-xxl/tokenizer.json", "../tokenizer/tokenizer.json"])
+def test_a_tokenizer_is_found_where_folders_have_it(tiny_wan: TinyWan, place: str) -> None:
+    """Beside the text encoder, as in Wan's own folder, and as in diffusers'."""
+    files = tiny_wan("original").files
+    beside = files.text.with_name("tokenizer.json")
+    target = files.text.parent / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside.rename(target)
+    assert files_card(files).tokenizer().encode("ball a")[0] == [5, 3, 1]
+
+
+def test_a_text_encoder_without_a_tokenizer_that_fits_is_refused(tiny_wan: TinyWan) -> None:
+    """None at all, a broken one, and one that knows more than the encoder."""
+    files = tiny_wan("original").files
+    beside = files.text.with_name("tokenizer.json")
+    whole = json.loads(beside.read_text())
+    whole["model"]["vocab"] += [[f"piece{i}", -20.0] for i in range(9)]
+    beside.write_text(json.dumps(whole))
+    with pytest.raises(
+        ShotError, match=r"^text: .*knows 40 tokens, with a tokenizer of 46; the tokenizer that belongs"
+    ):
+        Model.open(files)
+    beside.write_text("{}")
+    with pytest.raises(ShotError, match=r"^text: .*tokenizer\.json cannot be read"):
+        Model.open(files)
+    beside.unlink()
+    with pytest.raises(ShotError, match=r"^text: got tiny_text\.safetensors, which has no tokenizer in it and none"):
+        files_card(files)
+
+
+def test_settings_given_with_the_files_replace_wans(tiny_wan: TinyWan) -> None:
+    """Euler brings ComfyUI's schedule with it, unless another is named."""
+    files = tiny_wan().files
+
+    def settings(**changes: Any) -> tuple[str, str, float]:
+        found = files_card(dataclasses.replace(files, **changes)).defaults
+        return found.solver, found.schedule, found.shift
+
+    assert settings() == ("unipc", "wan_unipc", 8.0)
+    assert settings(solver="euler", shift=3.5) == ("euler", "simple", 3.5)
+    assert settings(solver="euler", schedule="wan_unipc") == ("euler", "wan_unipc", 8.0)
+    assert settings(schedule="simple") == ("unipc", "simple", 8.0)
+
+
+def test_a_model_on_the_shelf_needs_no_weights(shelf: Callable[..., ModelFiles], tmp_path: Path) -> None:
+    """A shot is resolved and counted from headers; the text tells how it is cut."""
+    files = shelf("wan21_t2v_1.3b", stem="wan2.1_t2v_1.3B_bf16")
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0)], 2)).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    model = Model.open(files)
+    shot = model.resolve(Shot("a", frames=5))
+    assert (shot.size, shot.steps, shot.model) == ((832, 480), 50, "wan2.1_t2v_1.3B_bf16")
+    assert model.work(shot).bytes > sum(path.stat().st_size for path in files.paths.values()) > 15e9
+    with pytest.raises(ShotError, match=re.escape("wan2.1_t2v_1.3B_bf16 takes 4n+1")):
+        model.resolve(Shot("a", frames=8))
+
+
+def test_a_preview_is_fitted_to_the_vae(starter: str) -> None:
+    """On pictures it was not fitted to, of smooth colours, it errs by less than half of their contrast; and it is the
+    same each time."""
+    path = bundle_path(starter)
+    vae = read_bundle(path, read_card(path), CPU, torch.float32).vae
+    with torch.inference_mode():
+        table = fit_preview(vae, CPU, torch.float32)
+        assert torch.equal(table, fit_preview(vae, CPU, torch.float32))
+        picture = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 5), size=(64, 96), mode="bilinear")
+        latents = vae.encode(picture[:, :, None].expand(-1, -1, 5, -1, -1) * 2 - 1)[0]
+    cells = torch.nn.functional.adaptive_avg_pool2d(picture, latents.shape[2:])[0]
+    rough = torch.einsum("cthw,cr->trhw", latents, table[:-1]) + table[-1][:, None, None]
+    assert table.shape == (vae.config.latent_channels + 1, 3)
+    assert (rough - cells).square().mean().sqrt() < cells.std() / 2
