@@ -16,6 +16,11 @@ REQUIRED = (
     "rushes/attention/_kernel.*",
     "rushes/plugins/blender/blender_manifest.toml",
     "rushes/plugins/blender/__init__.py",
+    "rushes/plugins/comfyui/__init__.py",
+    "rushes/plugins/comfyui/pyproject.toml",
+    "rushes/plugins/comfyui/example_workflows/*.json",
+    "rushes/plugins/comfyui/locales/en/nodeDefs.json",
+    "rushes/plugins/comfyui/web/docs/RushesGenerate.md",
     "rushes-*.dist-info/licenses/LICENSE",
 )
 ALLOWED_TREES = ("rushes/", "rushes-", "../")  # "../" is the script `rushes`

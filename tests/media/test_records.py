@@ -12,7 +12,7 @@ import numpy as np
 import opentimelineio as otio
 import pytest
 
-from rushes.media import open_outputs, read_latents, read_record, write_latents
+from rushes.media import open_outputs, read_latents, read_record, shot_in, write_latents
 from rushes.shot import MAX_SEED, Shot, ShotError
 
 KINDS = ["a.%04d.exr", "a.%04d.png", "a.mp4", "a.mov", "a.otio", "a.safetensors"]
@@ -26,6 +26,17 @@ def written(tmp_path: Path, make_record: Any, make_frames: Any) -> tuple[Path, d
     with open_outputs([tmp_path / name for name in KINDS], record, latents=latents) as outputs:
         outputs.write(make_frames(2))
     return tmp_path, record
+
+
+def test_the_shot_behind_changed_frames_is_found(make_record: Any) -> None:
+    """Frames that a graph has changed say what they were made from; frames that no shot made have nothing to say."""
+    made, stand_in = make_record(2, seed=5), {**make_record(3, prompt="a stand-in"), "without_shot": True}
+    assert shot_in(made, "a.exr") == (Shot.from_dict(made["shot"]), made)
+    assert shot_in({**stand_in, "made_from": made}, "a.exr") == (Shot.from_dict(made["shot"]), made)
+    with pytest.raises(ShotError, match=r"^a\.exr: no shot of Rushes made its frames; a file made from a shot"):
+        shot_in(stand_in, "a.exr")
+    with pytest.raises(ShotError, match="holds no record of a shot"):
+        shot_in({**stand_in, "made_from": {"rushes": 3}}, "a.exr")
 
 
 @pytest.mark.parametrize("name", [*KINDS, "a.####.exr", "a.1002.exr", "a.1001.png"])

@@ -179,8 +179,14 @@ class TopK(_Tiling):
         starts = self.starts()
         sizes = np.diff(starts)
         n = len(sizes) - bool(self.text)  # video tiles
-        means = [self._means(array, starts, sizes)[:, :n] for array in (q, k)]  # [batch * heads, n, head_dim]
-        scores = (means[0] @ means[1].transpose(0, 2, 1)) * np.float32(scale)  # [sets, n, n]
+        q_means, k_means = (self._means(array, starts, sizes)[:, :n] for array in (q, k))
+        return self.lists_of_means(q_means, k_means, scale)
+
+    def lists_of_means(self, q: np.ndarray, k: np.ndarray, scale: float = 1.0) -> TileLists:
+        """The same for whoever has the mean query and key of each video tile: float32 [batch * heads, n, head_dim]."""
+        sizes = np.diff(self.starts())
+        n = len(sizes) - bool(self.text)
+        scores = (q @ k.transpose(0, 2, 1)) * np.float32(scale)  # [sets, n, n]
         best = np.argsort(-scores, axis=-1, kind="stable")
         before = np.cumsum(sizes[best], axis=-1) - sizes[best] + self.text  # keys kept without this one
         chosen = before < self.density * self.length

@@ -53,10 +53,10 @@ def read_shot(
     if prompt:
         changes["prompt"] = check_text("prompt", prompt[0])
     if source is not None:
-        from rushes.media import read_record
+        from rushes.media import read_record, shot_in
 
-        record = read_record(source)
-        shot = Shot.from_dict(record["shot"]).replace(**changes)
+        shot, record = shot_in(read_record(source), source)
+        shot = shot.replace(**changes)
         # With --model the artist asks for another model, which is no reason to warn
         return shot, None if "model" in changes else making.model_of(record)
     if "prompt" not in changes:

@@ -104,6 +104,12 @@ def warn_of_other_model(expected: Mapping[str, Any], record: Mapping[str, Any], 
             f"(SHA-256 {before[:8] or 'unknown'}, now {now[:8]}): the bits may differ",
             kind="model",
         )
+    if loras := [str(lora.get("name")) for lora in expected.get("loras", ()) if isinstance(lora, Mapping)]:
+        reporter.warning(
+            f"the file was made with LoRAs ({', '.join(loras)}), which the command line does not load: "
+            "the clip will be another one",
+            kind="model",
+        )
 
 
 def warn_of_unknown_words(words: Sequence[str], model: str, reporter: Reporter) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""`rushes package HOST`: the plug-in of a host as its users install it, with the jobs' client vendored in."""
+"""`rushes package HOST`: the plug-in of a host as its users install it; Blender's has the jobs' client vendored in."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from rushes.shot import ShotError
 VENDORED = ("client.py", "wire.py")  # of rushes/jobs; standard library only
 LEFT_OUT = ("__pycache__", "vendor")
 BLENDER_ID = "rushes"
+COMFYUI_ID = "rushes"  # the folder below custom_nodes
 _TIME = (2020, 1, 1, 0, 0, 0)  # of every file in a zip: the same sources make the same bytes
 _HEADER = "# SPDX-License-Identifier: Apache-2.0\n# Copyright Contributors to the Rushes project\n"
 
 
 @click.group()
 def package() -> None:
-    """Build the plug-in of a host. It is installed in the host; the worker is this installation of Rushes."""
+    """Build the plug-in of a host. It is installed in the host, and works with an installation of Rushes."""
 
 
 @package.command()
@@ -59,6 +60,22 @@ def blender(output: str, unpacked: bool) -> None:
     click.echo(path)
 
 
+@package.command()
+@click.option("-o", "--output", required=True, metavar="DIR", help="Where the folder goes, such as custom_nodes.")
+def comfyui(output: str) -> None:
+    """Write the nodes for ComfyUI 0.3.75 and later, as a folder ready for its custom_nodes.
+
+    They need this package where ComfyUI runs: `pip install rushes` in its own environment.
+    """
+    folder = Path(output)
+    try:
+        click.echo(_write_folder(folder / COMFYUI_ID, comfyui_files()))
+    except OSError as error:
+        raise ShotError(
+            f"output: {folder} cannot be written ({error.strerror or error}); a folder is allowed"
+        ) from error
+
+
 def plugin_folder(host: str) -> Path:
     """Sources of a plug-in: inside the installed package, or in the checkout. Raises ShotError."""
     inside = Path(rushes.__file__).parent
@@ -70,20 +87,29 @@ def plugin_folder(host: str) -> Path:
 
 def blender_files() -> dict[str, bytes]:
     """The extension's files by their names in the zip."""
-    source = plugin_folder("blender")
+    files = _sources("blender", "blender_manifest.toml")
+    jobs = Path(rushes.__file__).parent / "jobs"
+    files |= {f"vendor/{name}": (jobs / name).read_bytes() for name in VENDORED}
+    note = '"""From rushes/jobs of Rushes ' + __version__ + '."""\n'
+    files["vendor/__init__.py"] = (_HEADER + note).encode()
+    return files
+
+
+def comfyui_files() -> dict[str, bytes]:
+    """The nodes' files by their names in the folder."""
+    return _sources("comfyui", "pyproject.toml")
+
+
+def _sources(host: str, manifest: str) -> dict[str, bytes]:
+    """A plug-in's files by their names, with this version in the one that names it."""
+    source = plugin_folder(host)
     files = {
         path.relative_to(source).as_posix(): path.read_bytes()
         for path in sorted(source.rglob("*"))
         if path.is_file() and not any(part in LEFT_OUT for part in path.relative_to(source).parts)
     }
-    manifest = files["blender_manifest.toml"].decode()
-    files["blender_manifest.toml"] = re.sub(
-        r'^version = ".*"$', f'version = "{__version__}"', manifest, count=1, flags=re.M
-    ).encode()
-    jobs = Path(rushes.__file__).parent / "jobs"
-    files |= {f"vendor/{name}": (jobs / name).read_bytes() for name in VENDORED}
-    note = '"""From rushes/jobs of Rushes ' + __version__ + '."""\n'
-    files["vendor/__init__.py"] = (_HEADER + note).encode()
+    text = files[manifest].decode()
+    files[manifest] = re.sub(r'^version = ".*"$', f'version = "{__version__}"', text, count=1, flags=re.M).encode()
     return files
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rushes.media.outputs import Outputs, open_outputs
     from rushes.media.paths import check_outputs
     from rushes.media.reader import FrameReader, read_frames
-    from rushes.media.record import read_record
+    from rushes.media.record import read_record, shot_in
     from rushes.media.sink import WriteError
     from rushes.media.versions import next_version
 
@@ -35,6 +35,7 @@ __all__ = [
     "read_history",
     "read_latents",
     "read_record",
+    "shot_in",
     "write_latents",
 ]
 
@@ -51,6 +52,7 @@ _HOME = {
     "read_history": "latents",
     "read_latents": "latents",
     "read_record": "record",
+    "shot_in": "record",
     "write_latents": "latents",
 }
 

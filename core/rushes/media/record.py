@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rushes.media.paths import KINDS, Target
-from rushes.shot import ShotError
+from rushes.shot import Shot, ShotError
+
+NO_SHOT = "without_shot"  # key of a record whose frames no shot has made: those of somebody else's graph
+MADE_FROM = "made_from"  # key of the record that frames had before somebody changed them
 
 
 def to_text(record: Mapping[str, Any]) -> str:
@@ -51,6 +54,19 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ShotError(f"{os.fspath(path)}: the suffix is '.{kind}'; files that Rushes writes are allowed ({allowed})")
     file = _existing_file(path)
     return from_text(_stored_text(kind, file), file)
+
+
+def shot_in(record: Mapping[str, Any], name: str | os.PathLike[str]) -> tuple[Shot, Mapping[str, Any]]:
+    """The shot that made a file, and the record that it stands in; of changed frames, what they were made from.
+
+    name: of the file, for the message. Raises ShotError where no shot has made it, and for a shot that is damaged.
+    """
+    if not record.get(NO_SHOT):
+        return Shot.from_dict(record["shot"]), record
+    before = record.get(MADE_FROM)
+    if before is None:
+        raise ShotError(f"{os.fspath(name)}: no shot of Rushes made its frames; a file made from a shot is allowed")
+    return shot_in(checked(before, Path(name)), name)
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
