@@ -67,13 +67,17 @@ class Clip:
     record: dict[str, Any]
     latents: Tensor
 
-    def write(self, *paths: str | Path, colorspace: str | None = None, overwrite: bool = False) -> list[Path]:
-        """Write outputs by name (mp4, mov, exr, png, otio, safetensors), all or none. Raises ShotError."""
+    def write(self, *paths: str | Path, overwrite: bool = False, **options: Any) -> list[Path]:
+        """Write outputs by name (mp4, mov, exr, png, otio, safetensors), all or none.
+
+        options: colorspace, depth, compression and start_frame, as `rushes.media.open_outputs` has them. Raises
+        ShotError.
+        """
         from rushes.media import open_outputs
 
         names = [str(path) for path in paths]
         latents = self.latents.numpy(force=True)
-        with open_outputs(names, self.record, colorspace=colorspace, overwrite=overwrite, latents=latents) as outputs:
+        with open_outputs(names, self.record, overwrite=overwrite, latents=latents, **options) as outputs:
             outputs.write(self.frames)
         return list(outputs.paths)
 
@@ -117,7 +121,7 @@ class Engine(Model):
         then loaded to the CPU and it is for the host to move them. Raises ShotError for a model or device that is not
         there.
         """
-        place, kind, layers = _device(device), dtype or torch.float32, operations or nn
+        place, kind, layers = find_device(device), dtype or torch.float32, operations or nn
         rest = place if prepare is None else torch.device("cpu")
         shelf = Model.open(model)
         if (card := shelf.card).defaults.solver not in SOLVERS:
@@ -345,7 +349,8 @@ class _Predict:
             raise Cancelled("cancelled while denoising")
 
 
-def _device(name: str | torch.device | None) -> torch.device:
+def find_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name; the fastest there is for None. Raises ShotError."""
     if name is None:
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -41,8 +41,9 @@ def image_sequence(item: strips.Tagged, take: strips.Take) -> tuple[Any, int]:
     return image, len(names)
 
 
-def _play(user: Any, start: int, frames: int) -> None:
-    user.frame_start, user.frame_duration, user.frame_offset = start, frames, 0
+def _play(user: Any, item: strips.Tagged, frames: int) -> None:
+    """At the strip's time: a strip that was cut at its head still shows each frame where it did."""
+    user.frame_start, user.frame_duration, user.frame_offset = round(item.strip.frame_start), frames, 0
     user.use_cyclic, user.use_auto_refresh = False, True
 
 
@@ -56,9 +57,7 @@ def behind_camera(scene: Any, item: strips.Tagged) -> Any:
     background = camera.background_images.new()
     background.source, background.image = "IMAGE", image
     background.alpha, background.display_depth, background.frame_method = 1.0, "BACK", "FIT"
-    user = background.image_user
-    user.frame_start, user.frame_duration, user.frame_offset = item.strip.frame_final_start, frames, 0
-    user.use_cyclic = False
+    _play(background.image_user, item, frames)
     return background
 
 
@@ -78,7 +77,7 @@ def on_plane(scene: Any, item: strips.Tagged) -> Any:
         tree.nodes.new(kind) for kind in ("ShaderNodeTexImage", "ShaderNodeEmission", "ShaderNodeOutputMaterial")
     )
     texture.image, texture.extension = image, "EXTEND"
-    _play(texture.image_user, item.strip.frame_final_start, frames)
+    _play(texture.image_user, item, frames)
     tree.links.new(texture.outputs["Color"], light.inputs["Color"])
     tree.links.new(light.outputs["Emission"], output.inputs["Surface"])
     mesh.materials.append(material)
@@ -103,13 +102,15 @@ class Movie:
             raise BackdropError(f"movie: {folder} has no latents any more")
         self.path = folder / "clip.mp4"
         self.scene, self.name = item.scene.name, item.strip.name
-        self.start, self.length = item.strip.frame_final_start, item.take["length"]
+        self.begin, self.length = round(item.strip.frame_start), item.take["length"]  # of the whole clip
+        self.first, self.end = item.strip.frame_final_start, item.strip.frame_final_end  # of what is seen
         self._process = subprocess.Popen(
             [*command, "decode", str(folder / "latents.safetensors"), "-o", str(self.path), "--overwrite"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=clean_environment(),
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # of Windows, which would show a console
         )
 
     @property
@@ -126,11 +127,11 @@ class Movie:
         if scene is None:
             return f"movie: its scene is gone; the file is {self.path}"
         collection = compat.strips(scene)
-        channel = strips.free_channel(scene, self.start, self.start + self.length)
+        channel = strips.free_channel(scene, min(self.begin, self.first), max(self.begin + self.length, self.end))
         strip = collection.new_movie(
-            name=self.name, filepath=places.stored_path(str(self.path)), channel=channel, frame_start=self.start,
+            name=self.name, filepath=places.stored_path(str(self.path)), channel=channel, frame_start=self.begin,
             fit_method="FIT",
         )  # fmt: skip
-        strip.frame_final_duration = min(strip.frame_final_duration, self.length)
+        strip.frame_final_end, strip.frame_final_start = min(self.end, self.begin + self.length), self.first
         bpy.ops.ed.undo_push(message="Insert movie")
         return f"movie strip: {self.path}"

@@ -43,8 +43,7 @@ class Job:
     message: str = ""
     notes: list[str] = field(default_factory=list)
     record: dict[str, Any] | None = None
-    preview: str = ""
-    is_elsewhere: bool = False  # made by a worker that is not ours, whom nobody can ask
+    is_elsewhere: bool = False  # made by a worker of another session, which is heard of only through the folder
 
     @property
     def folder(self) -> Path:
@@ -102,11 +101,22 @@ class Controller:
     def is_ready(self) -> bool:
         return self.is_running and self._client is not None and self._client.hello is not None
 
+    @property
+    def trouble(self) -> str:
+        """A sentence when the worker is there and says nothing."""
+        if self._client is None or not self._client.is_stuck:
+            return ""
+        return "no sign of life from the worker; it may come back, or End Worker and Retry"
+
     def start(self) -> Client:
-        """The running worker's client; starts it when needed. Raises WorkerMissing, OSError."""
+        """The running worker's client; starts it when needed. Raises WorkerMissing."""
         if self._client is None or not self._client.is_running:
             client = self._connect()
             client.start()
+            if self._client is not None:  # dead before anybody has heard of it
+                for event in self._client.tick():
+                    self._take(event)
+                self._interrupt("the worker has ended")
             self._client, self.worker, self.log = client, "the worker starts", []
             self.limits.clear()
         return self._client
@@ -141,7 +151,7 @@ class Controller:
     # --- jobs -----------------------------------------------------------------------------------------------------
 
     def submit(self, key: str, wish: Wish, home: str) -> Job:
-        """Have a new clip made, in a folder under `home`. Raises WorkerMissing, OSError."""
+        """Have a new clip made, in a folder under `home`. Raises WorkerMissing."""
         self.start()
         self.jobs[key] = job = Job(key, wish, home)
         self._send(job)
@@ -150,7 +160,7 @@ class Controller:
     def attach(self, key: str, wish: Wish, home: str, name: str, is_resuming: bool = True) -> Job:
         """Take up a job of an earlier session, or of another: show it, follow it, and go on with it if it has stopped.
 
-        is_resuming: also with one that has failed or was cancelled. Raises WorkerMissing, OSError.
+        is_resuming: also with one that has failed or was cancelled. Raises WorkerMissing.
         """
         job = self.jobs.get(key)
         if job is not None and job.is_active:
@@ -178,8 +188,10 @@ class Controller:
         job = self.jobs[key]
         if not job.is_active:
             return
-        if job.is_elsewhere:
-            job.message = "another worker makes it, which cannot be asked; it ends by itself"
+        if job.is_elsewhere and self._client is not None:
+            job.message = "stopping"
+            request = {"job": job.id, "home": job.home}  # without the client's ladder, which would end our own worker
+            self._client.request("cancel", request, failed=lambda sentence: self._fail_to_stop(job, sentence))
         elif not job.id:  # should it have been sent already, it is cancelled as soon as it has a name
             job.state, job.message = "cancelled", "it was cancelled"
         elif self._client is not None:
@@ -187,8 +199,12 @@ class Controller:
             self._client.cancel(job.id, free=free, home=job.home)
         self._changed.add(key)
 
+    def _fail_to_stop(self, job: Job, sentence: str) -> None:
+        job.message = sentence
+        self._changed.add(job.key)
+
     def retry(self, key: str) -> None:
-        """Go on where it stopped, or begin anew when its folder is gone. Raises WorkerMissing, OSError."""
+        """Go on where it stopped, or begin anew when its folder is gone. Raises WorkerMissing."""
         job = self.jobs[key]
         if job.is_active:
             return
@@ -205,7 +221,7 @@ class Controller:
             del self.jobs[key]
 
     def ask_quote(self, wish: Wish, home: str) -> None:
-        """Have `quote` say what a wish would cost. Raises WorkerMissing, OSError."""
+        """Have `quote` say what a wish would cost. Raises WorkerMissing."""
         quote = Quote(wish)
         client = self.start()
 
@@ -329,8 +345,8 @@ class Controller:
             self.worker = f"Rushes {fields['rushes']} is ready ({', '.join(fields['devices'])})"
         elif kind == "died":
             self._died(fields)
-        elif kind in ("stuck", "garbage", "refused"):
-            self.worker = fields.get("message") or f"no sign of life from the worker for {fields['seconds']:.0f} s"
+        elif kind in ("garbage", "refused"):
+            self.worker = fields["message"]
         elif name := fields.get("job"):
             job = next((job for job in self.jobs.values() if job.id == name and not job.is_elsewhere), None)
             if job is None:
@@ -345,8 +361,6 @@ class Controller:
         elif kind == "progress":
             job.state, job.phase = "running", fields["phase"]
             job.step, job.steps, job.remaining = fields["step"], fields["steps"], fields["remaining"]
-        elif kind == "preview":
-            job.preview = fields["path"]
         elif kind == "frame":
             job.frames = max(job.frames, fields["number"])
         elif kind == "note":
@@ -367,7 +381,10 @@ class Controller:
 
     def _died(self, fields: dict[str, Any]) -> None:
         self.worker, self.log = fields["message"], fields["log"]
+        self._interrupt(fields["message"])
+
+    def _interrupt(self, sentence: str) -> None:
         for job in self.jobs.values():
             if job.is_active:
-                job.state, job.message = "interrupted", fields["message"]
+                job.state, job.message = "interrupted", sentence
                 self._changed.add(job.key)

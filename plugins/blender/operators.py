@@ -10,7 +10,7 @@ from bpy.props import BoolProperty, IntProperty
 
 from . import compat, places, properties, strips, timer
 from .placeholder import write_placeholder
-from .plan import Wish, plan
+from .plan import Wish, describe_error, plan
 from .sheets import Wanted
 from .vendor.client import WorkerMissing
 
@@ -23,8 +23,24 @@ def random_seed() -> int:
 
 def refuse(operator: Any, error: Exception) -> set[str]:
     """The sentence into Blender's status bar."""
-    operator.report({"ERROR"}, str(error))
+    operator.report({"ERROR"}, describe_error(error))
     return {"CANCELLED"}
+
+
+def is_still(operator: Any) -> bool:
+    """For poll(): whether strips may be changed. While Blender renders them, another thread reads them."""
+    if compat.is_rendering():
+        operator.poll_message_set("Blender renders just now; wait until it is done")
+        return False
+    return True
+
+
+def can_ask(operator: Any, context: Any) -> bool:
+    """For poll(): whether there is something to be made."""
+    if not properties.prompt_of(compat.editor_scene(context)):
+        operator.poll_message_set("the prompt is empty; write a sentence that says what is seen")
+        return False
+    return is_still(operator)
 
 
 def submit(wish: Wish) -> strips.Take:
@@ -68,7 +84,7 @@ class RUSHES_OT_generate(bpy.types.Operator):
 
     @classmethod
     def poll(cls, context: Any) -> bool:
-        return bool(properties.prompt_of(compat.editor_scene(context)))
+        return can_ask(cls, context)
 
     def execute(self, context: Any) -> set[str]:
         scene = compat.editor_scene(context)
@@ -94,7 +110,7 @@ class RUSHES_OT_variations(bpy.types.Operator):
 
     @classmethod
     def poll(cls, context: Any) -> bool:
-        return RUSHES_OT_generate.poll(context)
+        return can_ask(cls, context)
 
     def execute(self, context: Any) -> set[str]:
         scene = compat.editor_scene(context)
@@ -120,7 +136,10 @@ class OnOurStrip:
 
     @classmethod
     def poll(cls, context: Any) -> bool:
-        return strips.active(context) is not None
+        if strips.active(context) is None:
+            cls.poll_message_set("the active strip is no clip of Rushes; select one")
+            return False
+        return is_still(cls)
 
 
 class RUSHES_OT_take(OnOurStrip, bpy.types.Operator):
@@ -134,7 +153,7 @@ class RUSHES_OT_take(OnOurStrip, bpy.types.Operator):
 
     def execute(self, context: Any) -> set[str]:
         item = strips.active(context)
-        wish = {**item.take["wish"], "seed": self.seed if self.seed >= 0 else random_seed()}
+        wish = {**strips.wish_of(item.take), "seed": self.seed if self.seed >= 0 else random_seed()}
         try:
             strips.add_take(item, submit(wish), is_shown=True)
         except REFUSALS as error:
@@ -205,7 +224,7 @@ class RUSHES_OT_restore_settings(OnOurStrip, bpy.types.Operator):
 
     def execute(self, context: Any) -> set[str]:
         scene = compat.editor_scene(context)
-        wish = strips.active(context).take["wish"]
+        wish = strips.wish_of(strips.active(context).take)
         properties.restore(scene, wish)
         then, now = wish["scene_fps"], properties.wish_of(scene)["scene_fps"]
         if then != now:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""The tab "Rushes" in the sidebars of the sequencer and of the 3D viewport. Drawing reads, and changes nothing."""
+"""The tab "Rushes" in the sidebars of the sequencer and of the 3D viewport. Drawing changes nothing in the file."""
 
 from typing import Any
 
@@ -72,6 +72,7 @@ def _draw_keyframes(layout: Any, scene: Any) -> None:
 def _draw_price(layout: Any, scene: Any) -> None:
     """What the shot will be and take, before the button."""
     session = timer.session()
+    session.shown_scene = scene.name  # whose price is asked for
     controller = session.controller
     box = layout.box().column(align=True)
     wish, quote = properties.wish_of(scene), controller.quote
@@ -171,6 +172,8 @@ def _draw_queue(layout: Any) -> None:
         _draw_job(layout, job, job.key in session.unplaced)
     if not jobs:
         layout.label(text="nothing has been asked for yet")
+    if session.controller.trouble:
+        _lines(layout, session.controller.trouble, "ERROR")
     row = layout.row(align=True)
     row.operator("rushes.reattach", icon="LINKED")
     row.operator("rushes.free_memory")

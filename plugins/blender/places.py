@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import bpy
@@ -50,4 +51,16 @@ def real_path(path: str) -> str:
 
 
 def is_in_user_folder(path: str) -> bool:
-    return real_path(path).startswith(str(user_folder()))
+    return user_folder() in Path(real_path(path)).parents
+
+
+def beside(path: str) -> str:
+    """A file of the user folder, copied beside the .blend; the path of any other as it is. Raises OSError."""
+    source = Path(real_path(path))
+    if not is_in_user_folder(path) or not source.is_file():
+        return str(source)
+    target = root() / source.relative_to(user_folder())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        shutil.copyfile(source, target)
+    return str(target)

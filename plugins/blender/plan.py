@@ -157,6 +157,13 @@ def strip_name(prompt: str, seed: int) -> str:
     return head.decode("utf-8", "ignore").rstrip() + ("…" if len(words) > room else "") + tail
 
 
+def describe_error(error: Exception) -> str:
+    """A sentence; what the system says about a file names the file."""
+    if isinstance(error, OSError) and error.filename:
+        return f"file: {error.filename} cannot be used ({error.strerror})"
+    return str(error)
+
+
 def describe_time(seconds: float) -> str:
     """12 s, 3 min 20 s, 2 h 5 min."""
     whole = math.ceil(seconds)

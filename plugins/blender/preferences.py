@@ -7,6 +7,8 @@ from typing import Any
 import bpy
 from bpy.props import BoolProperty, StringProperty
 
+from .vendor.client import WorkerMissing
+
 
 class RushesPreferences(bpy.types.AddonPreferences):
     """Of the whole Blender, not of a file."""
@@ -29,9 +31,15 @@ class RushesPreferences(bpy.types.AddonPreferences):
     )
 
     def path_table(self) -> list[tuple[str, str]]:
-        """(the worker's prefix, Blender's prefix) pairs."""
-        pairs = (pair.partition("=") for pair in self.paths.split(";"))
-        return [(theirs.strip(), ours.strip()) for theirs, is_pair, ours in pairs if is_pair and theirs and ours]
+        """(the worker's prefix, Blender's prefix) pairs. Raises WorkerMissing, since without them it finds no file."""
+        pairs = [[part.strip() for part in pair.split("=")] for pair in self.paths.split(";") if pair.strip()]
+        for pair in pairs:
+            if len(pair) != 2 or not all(pair):
+                raise WorkerMissing(
+                    f"path map: got {'='.join(pair)!r}; the worker's prefix=Blender's prefix is allowed, several after "
+                    "semicolons"
+                )
+        return [(theirs, ours) for theirs, ours in pairs]
 
     def draw(self, context: Any) -> None:
         from . import timer

@@ -52,7 +52,6 @@ class RushesKeyframe(bpy.types.PropertyGroup):
         update=_touched,
     )
     image: StringProperty(name="Picture", subtype="FILE_PATH", options=compat.BLEND_RELATIVE, update=_touched)
-    source: StringProperty(name="From")
 
 
 class RushesSettings(bpy.types.PropertyGroup):
@@ -148,7 +147,7 @@ def wish_of(scene: Any) -> Wish:
     _, covered = range_of(scene)
     part = render.resolution_percentage / 100
     return {
-        "prompt": prompt_of(scene), "negative": values.negative, "model": values.model.strip() or "starter",
+        "prompt": prompt_of(scene), "negative": values.negative, "model": _model_of(values),
         "size": {
             "mode": values.size_mode, "custom": [values.width, values.height],
             "scene": [max(1, round(render.resolution_x * part)), max(1, round(render.resolution_y * part))],
@@ -168,6 +167,11 @@ def wish_of(scene: Any) -> Wish:
     }  # fmt: skip
 
 
+def _model_of(values: Any) -> str:
+    name = values.model.strip() or "starter"
+    return real_path(name) if name.startswith("//") else name
+
+
 def restore(scene: Any, wish: Wish) -> None:
     """Set the panel as it was for a wish."""
     values = settings(scene)
@@ -182,17 +186,17 @@ def restore(scene: Any, wish: Wish) -> None:
         values.steps, values.guidance = wish["steps"], wish["guidance"]
     values.keyframes.clear()
     for key in wish["keyframes"]:
-        add_keyframe(scene, key["image"], "FIRST" if key["frame"] == 0 else "LAST", "the strip's request")
+        add_keyframe(scene, key["image"], "FIRST" if key["frame"] == 0 else "LAST")
 
 
-def add_keyframe(scene: Any, image: str, place: str, source: str) -> None:
+def add_keyframe(scene: Any, image: str, place: str) -> None:
     """One picture as first or last frame; the one that had this place goes."""
     keyframes = settings(scene).keyframes
     for index in reversed(range(len(keyframes))):
         if keyframes[index].place == place:
             keyframes.remove(index)
     key = keyframes.add()
-    key.place, key.image, key.source = place, stored_path(image), source
+    key.place, key.image = place, stored_path(image)
 
 
 CLASSES = (RushesKeyframe, RushesSettings)

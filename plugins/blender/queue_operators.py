@@ -8,7 +8,7 @@ import bpy
 from bpy.props import BoolProperty, StringProperty
 
 from . import compat, places, strips, timer
-from .operators import REFUSALS, refuse
+from .operators import REFUSALS, is_still, refuse
 from .placeholder import write_placeholder
 
 
@@ -83,6 +83,7 @@ class RUSHES_OT_reveal(_OnJob, bpy.types.Operator):
         except REFUSALS as error:
             return refuse(self, error)
         bpy.ops.wm.path_open(filepath=str(folder))
+        self.report({"INFO"}, str(folder))  # where nothing opens folders, Blender says so in its console only
         return {"FINISHED"}
 
 
@@ -92,6 +93,10 @@ class RUSHES_OT_place(_OnJob, bpy.types.Operator):
     bl_idname = "rushes.place"
     bl_label = "Insert on Timeline"
     bl_options = {"UNDO"}
+
+    @classmethod
+    def poll(cls, context: Any) -> bool:
+        return is_still(cls)
 
     def execute(self, context: Any) -> set[str]:
         scene, session = compat.editor_scene(context), timer.session()

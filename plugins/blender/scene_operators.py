@@ -10,7 +10,7 @@ import bpy
 from bpy.props import EnumProperty, IntProperty
 
 from . import backdrops, compat, places, preferences, properties, scene_io, strips, timer
-from .operators import REFUSALS, OnOurStrip, refuse
+from .operators import REFUSALS, OnOurStrip, is_still, refuse
 from .vendor.client import find_worker
 
 
@@ -20,6 +20,10 @@ class RUSHES_OT_keyframe(bpy.types.Operator):
     bl_idname = "rushes.keyframe"
     bl_label = "Add Keyframe"
     bl_options = {"UNDO"}
+
+    @classmethod
+    def poll(cls, context: Any) -> bool:
+        return is_still(cls)
 
     source: EnumProperty(name="From", items=scene_io.SOURCES)
     place: EnumProperty(
@@ -38,8 +42,7 @@ class RUSHES_OT_keyframe(bpy.types.Operator):
             path = scene_io.take_picture(context, self.source)
         except REFUSALS as error:
             return refuse(self, error)
-        name = next(name for source, name, _ in scene_io.SOURCES if source == self.source)
-        properties.add_keyframe(scene, path, place, f"{name}, frame {scene.frame_current}")
+        properties.add_keyframe(scene, path, place)
         return {"FINISHED"}
 
 
@@ -105,7 +108,10 @@ class RUSHES_OT_collect(bpy.types.Operator):
 
     @classmethod
     def poll(cls, context: Any) -> bool:
-        return places.is_saved()
+        if not places.is_saved():
+            cls.poll_message_set("the .blend is not saved; save it first")
+            return False
+        return is_still(cls)
 
     def execute(self, context: Any) -> set[str]:
         session = timer.session()
@@ -114,6 +120,7 @@ class RUSHES_OT_collect(bpy.types.Operator):
             for item in list(strips.tagged()):
                 for index, take in enumerate(item.data["takes"]):
                     waiting += not self._collect(item, take, is_shown=index == item.data["take"])
+            _collect_pictures()
         except REFUSALS as error:
             return refuse(self, error)
         finally:
@@ -137,12 +144,23 @@ class RUSHES_OT_collect(bpy.types.Operator):
         if take["job"]:
             _repoint(before / take["job"], Path(home) / take["job"])
         take["home"] = places.stored_path(home)
+        strips.bring_pictures(take)
         if job is not None:
             job.home = home
         strips.write(item.strip, item.data)
         if is_shown:
             strips.show(item, take["frames"])
         return True
+
+
+def _collect_pictures() -> None:
+    """Pictures that panels and contact sheets show. Raises OSError."""
+    for scene in bpy.data.scenes:
+        for key in properties.settings(scene).keyframes:
+            key.image = places.stored_path(places.beside(key.image))
+    for image in bpy.data.images:
+        if image.filepath and places.is_in_user_folder(image.filepath):
+            image.filepath = places.stored_path(places.beside(image.filepath))
 
 
 def _repoint(before: Path, after: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import bpy
 
 from . import compat
 from .controller import Job
-from .places import jobs_home, real_path, stored_path
+from .places import beside, jobs_home, real_path, relative_to, stored_path
 from .plan import Wish, element_count, element_names, strip_name
 
 PROPERTY = "rushes"
@@ -63,9 +63,24 @@ def write(strip: Any, data: dict[str, Any]) -> None:
 def new_take(key: str, wish: Wish, home: str) -> Take:
     """A take that has been asked for and has nothing yet."""
     return {
-        "key": key, "wish": wish, "home": stored_path(home), "job": "", "shot": None, "model": None,
-        "length": 0, "frames": 0, "is_done": False,
+        "key": key, "wish": _with_images(wish, stored_path), "home": stored_path(home), "job": "", "shot": None,
+        "model": None, "length": 0, "frames": 0, "is_done": False,
     }  # fmt: skip
+
+
+def _with_images(wish: Wish, change: Callable[[str], str]) -> Wish:
+    return {**wish, "keyframes": [{**key, "image": change(key["image"])} for key in wish["keyframes"]]}
+
+
+def wish_of(take: Take) -> Wish:
+    """What was asked for; its pictures as the system knows them, and no longer from the .blend."""
+    return _with_images(take["wish"], real_path)
+
+
+def move(take: Take, folder: str) -> None:
+    """Have a take's paths start at `folder`, where the .blend will lie."""
+    take["home"] = relative_to(real_path(take["home"]), folder)
+    take["wish"] = _with_images(take["wish"], lambda path: relative_to(real_path(path), folder))
 
 
 def tagged() -> Iterator[Tagged]:
@@ -100,6 +115,11 @@ def frames_folder(take: Take) -> Path:
 def rates(take: Take) -> tuple[Fraction, Fraction]:
     """(the clip's, the scene's) frame rate; the scene's as it was when the clip was asked for."""
     return Fraction(take["shot"]["fps"]), Fraction(take["wish"]["scene_fps"])
+
+
+def bring_pictures(take: Take) -> None:
+    """Keyframes from the user folder to beside the .blend. Raises OSError."""
+    take["wish"] = _with_images(take["wish"], lambda path: stored_path(beside(path)))
 
 
 # --- placing --------------------------------------------------------------------------------------------------------

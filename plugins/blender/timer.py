@@ -20,6 +20,7 @@ from bpy.app.handlers import persistent
 
 from . import backdrops, compat, places, preferences, properties, sheets, strips
 from .controller import Controller, Job
+from .plan import describe_error
 from .vendor.client import Client, WorkerMissing, find_worker
 
 BUSY, IDLE = 0.05, 0.3  # seconds between ticks
@@ -40,7 +41,9 @@ class Session:
         self.movies: list[backdrops.Movie] = []
         self._dirty: set[str] = set()
         self._synced: dict[str, tuple[Any, ...]] = {}  # by key: what the strips have been brought to
+        self.shown_scene = ""  # name of the one whose panel was drawn last
         self._is_stale = False  # what is drawn
+        self._told: tuple[Any, ...] = ()  # what was drawn of the worker
         self._next_redraw = 0.0
         self._quote_due = 0.0
         self._next_look = 0.0
@@ -50,6 +53,9 @@ class Session:
     def tick(self) -> float:
         """Once around. Returns the seconds until the next."""
         self._dirty |= self.controller.tick()
+        told = (self.controller.worker, self.controller.trouble, self.controller.quote, self.message)
+        if told != self._told:
+            self._told, self._is_stale = told, True
         if not compat.is_rendering():
             if self._is_loaded:
                 self._is_loaded = False
@@ -70,7 +76,10 @@ class Session:
                 self._sync_job(job)
         for wanted in [wanted for wanted in self.sheets if not self._is_waited_for(wanted)]:
             self.sheets.remove(wanted)
-            self.message = sheets.make(wanted, self.controller.jobs)
+            try:
+                self.message = sheets.make(wanted, self.controller.jobs)
+            except (OSError, RuntimeError) as error:  # a full disk, or a frame that is gone
+                self.message = f"{wanted.name}: {describe_error(error)}"
         self._is_stale = True
 
     def _sync_job(self, job: Job) -> None:
@@ -86,7 +95,10 @@ class Session:
     def _place_movies(self) -> None:
         for movie in [movie for movie in self.movies if movie.is_over]:
             self.movies.remove(movie)
-            self.message = movie.place()
+            try:
+                self.message = movie.place()
+            except RuntimeError as error:  # no free channel
+                self.message = str(error)
             self._is_stale = True
 
     def _is_waited_for(self, wanted: sheets.Wanted) -> bool:
@@ -105,7 +117,8 @@ class Session:
 
     def _ask_quote(self) -> None:
         now = time.monotonic()
-        scene = compat.editor_scene(bpy.context)
+        # A timer has no window, and without one Blender 5.0 does not say which scene its sequencer shows
+        scene = bpy.data.scenes.get(self.shown_scene) or compat.editor_scene(bpy.context)
         if scene is None or not properties.prompt_of(scene):
             self._quote_due = 0.0
             return
@@ -120,7 +133,7 @@ class Session:
             self.controller.ask_quote(self._asked, places.jobs_home())
             self.message = ""
         except (WorkerMissing, OSError) as error:
-            self.message = str(error)
+            self.message = describe_error(error)
         self._is_stale = True
 
     def _redraw(self) -> None:
@@ -149,7 +162,7 @@ class Session:
         self.mark_all()
 
     def reattach(self, is_resuming: bool, only: Any = None) -> int:
-        """Take up the jobs of all strips, or of one. Returns how many there were. Raises nothing; see `message`."""
+        """Take up the jobs of all strips, or of one. Returns how many there were; `message` says why one failed."""
         count = 0
         for item in list(strips.tagged()):
             if only is not None and item.strip != only:
@@ -158,7 +171,7 @@ class Session:
                 count += 1
                 try:
                     self._take_up(take, is_resuming)
-                except (WorkerMissing, OSError) as error:
+                except WorkerMissing as error:
                     self.message = str(error)
         self.mark_all()
         return count
@@ -169,13 +182,14 @@ class Session:
         if known is not None and (known.is_active or known.state == "done"):
             return
         home = strips.home_of(take)
-        job = Job(key, take["wish"], home, take["job"], take["shot"], take["length"])
+        wish = strips.wish_of(take)
+        job = Job(key, wish, home, take["job"], take["shot"], take["length"])
         if take["job"] and (job.folder / "done.json").is_file():
             controller.show(job)
         elif take["job"]:
-            controller.attach(key, take["wish"], home, take["job"], is_resuming)
+            controller.attach(key, wish, home, take["job"], is_resuming)
         elif is_resuming:
-            controller.submit(key, take["wish"], home)
+            controller.submit(key, wish, home)
         else:
             job.state, job.message = "interrupted", "Blender ended before the worker had it"
             controller.jobs[key] = job
@@ -183,9 +197,9 @@ class Session:
     # --- where files lie --------------------------------------------------------------------------------------------
 
     def find_strays(self) -> None:
-        self.has_strays = places.is_saved() and any(
-            places.is_in_user_folder(take["home"]) for item in strips.tagged() for take in item.data["takes"]
-        )
+        takes = (take["home"] for item in strips.tagged() for take in item.data["takes"])
+        pictures = (key.image for scene in bpy.data.scenes for key in properties.settings(scene).keyframes)
+        self.has_strays = places.is_saved() and any(map(places.is_in_user_folder, (*takes, *pictures)))
 
 
 _session: Session | None = None
@@ -235,14 +249,17 @@ def _on_undo(*_: Any) -> None:
 
 @persistent
 def _before_save(path: Any = "", *_: Any) -> None:
-    """Saved under another folder, Blender moves its own `//` paths; those in our JSON are ours to move."""
+    """Saved under another folder, Blender moves its own `//` paths; those that it does not know are ours to move."""
     before, after = os.path.dirname(bpy.data.filepath), os.path.dirname(path if isinstance(path, str) else "")
     if not after or before == after:
         return
     for item in strips.tagged():
         for take in item.data["takes"]:
-            take["home"] = places.relative_to(places.real_path(take["home"]), after)
+            strips.move(take, after)
         strips.write(item.strip, item.data)
+    for scene in bpy.data.scenes:
+        for key in properties.settings(scene).keyframes:
+            key.image = places.relative_to(places.real_path(key.image), after)
 
 
 @persistent

@@ -2,9 +2,10 @@
 # Copyright Contributors to the Rushes project
 """What Blender adds, measured: `python tests/benchmarks/blender.py [--bpy 5.0.1] [--frames N] [--rounds N]`.
 
-Enabling the extension; a cold clip in bpy against the same clip, cold, by
-`rushes generate` to PNG; cancel to freed memory. Installs bpy into RUSHES_HOST_ENVS or a temporary folder. Linux.
-A missed goal is printed, and is no error.
+Enabling the extension; a cold clip in bpy against the same clip, cold, by `rushes generate` to PNG; cancel to freed
+memory; how many kills of the worker a clip survives with its bits. The window's gaps need a window, and are printed by
+`pytest -s tests/hosts/blender/gui`. Installs bpy into RUSHES_HOST_ENVS or a temporary folder. Linux. A missed goal is
+printed, and is no error.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ from statistics import median
 from typing import Any
 
 from measuring import MEGABYTE, describe_machine
+
+from rushes.jobs.client import Client
 
 PROMPT = "a red ball rolls to the right"
 INSIDE = Path(__file__).parent.parent / "hosts" / "blender" / "inside" / "run.py"
@@ -82,11 +86,50 @@ def by_command_line(folder: Path, worker: Path, frames: int, rounds: int) -> lis
     return seconds
 
 
+def survived(folder: Path, worker: Path, kills: int) -> int:
+    """Of so many kills -9 at random moments of one clip after another, those whose clip ended with unbroken bits."""
+    client, whole, job, good, pending = Client(str(worker), folder / "jobs"), b"", "", 0, 0
+    shot = {"prompt": PROMPT, "seed": 7, "frames": 33}
+    seconds = 0.0
+    while kills or job:
+        client.start()
+        ask = ("resume", {"job": job}) if job else ("submit", {"shot": shot})
+        answer = _wait(client, lambda events, got: got, *ask)
+        folder_of = Path(answer["folder"])
+        job, limit = answer["job"], random.uniform(0, seconds) if kills and whole else 600.0
+        began = time.monotonic()
+        while time.monotonic() - began < limit:
+            if {"done", "failed"} & {event.kind for event in client.tick()}:
+                break
+            time.sleep(0.002)
+        if not (folder_of / "done.json").exists():
+            client.kill()
+            _wait(client, lambda events, got: not client.is_running)
+            kills, pending = kills - 1, pending + 1
+            continue
+        frames = b"".join(path.read_bytes() for path in sorted((folder_of / "frames").glob("*.png")))
+        whole, seconds = whole or frames, seconds or time.monotonic() - began
+        good, pending, job = good + pending * (frames == whole), 0, ""
+    client.kill()
+    return good
+
+
+def _wait(client: Client, is_true: Any, *request: Any) -> Any:
+    """Tick until it is true; the request's answer."""
+    got: list[Any] = []
+    if request:
+        client.request(*request, then=got.append, failed=got.append)
+    while not is_true(client.tick(), got):
+        time.sleep(0.002)
+    return got[0] if got else None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bpy", default="5.0.1")
     parser.add_argument("--frames", type=int, default=129)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=20)
     arguments = parser.parse_args()
     print("\n".join(describe_machine()))
     with tempfile.TemporaryDirectory() as name:
@@ -95,6 +138,7 @@ def main() -> int:
         worker = write_worker(folder)
         found = in_blender(python, folder, worker, arguments.frames, arguments.rounds)
         bare = by_command_line(folder, worker, arguments.frames, arguments.rounds)
+        survivors = survived(folder, worker, arguments.kills)
     clip, line = median(found["clips"]), median(bare)
     rows = [
         ("enable the extension", f"{median(found['import']) * 1000:.1f} ms", "< 50 ms", found["import"]),
@@ -102,6 +146,7 @@ def main() -> int:
         (f"{arguments.frames} frames in bpy {found['version']}, cold", f"{clip:.2f} s", "-", found["clips"]),
         (f"{arguments.frames} frames by rushes generate, cold", f"{line:.2f} s", "-", bare),
         ("host overhead", f"{(clip / line - 1) * 100:+.1f} %", "< 5 %", []),
+        ("kills resumed bit-equal", f"{survivors} of {arguments.kills}", "all", []),
     ]
     for what, value, goal, samples in rows:
         spread = f"  ({min(samples):.3f} ... {max(samples):.3f} s in {len(samples)})" if samples else ""

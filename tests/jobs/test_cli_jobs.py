@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from rushes import Engine, Shot
+from rushes.engine import Model
+from rushes.jobs import estimate
 from rushes.jobs.folder import Job, create_job
 from rushes.jobs.runner import run_job
 
@@ -57,6 +60,41 @@ def test_clean_keeps_what_could_be_resumed(rushes: Run, home: Path, shot: Shot) 
     assert rushes("jobs", "clean", "--all").stdout == "1 jobs removed\n"
 
 
+def test_a_folder_from_the_future_is_listed_and_kept(rushes: Run, home: Path, shot: Shot) -> None:
+    """It says what it is, and hides no other."""
+    strange, plain = create_job(home, shot), _broken(home, shot)
+    request = json.loads((strange.path / "shot.json").read_text())
+    (strange.path / "shot.json").write_text(json.dumps({**request, "version": 99}))
+    rows = {row["job"]: row for row in json.loads(rushes("jobs", "--json").stdout)["jobs"]}
+    assert rows[strange.id]["state"] == "unreadable" and "update Rushes" in rows[strange.id]["prompt"]
+    assert rows[plain.id]["state"] == "cancelled"
+    done = rushes("jobs", "clean", "--all")
+    assert done.stdout == "1 jobs removed\n" and "version 99" in done.stderr and done.returncode == 0
+    assert strange.path.exists() and not plain.path.exists()
+    done = rushes("resume", strange.id)
+    assert done.returncode == 2 and "update Rushes" in done.stderr
+
+
+def test_a_job_is_stopped_from_a_terminal(rushes: Run, home: Path, shot: Shot) -> None:
+    """Whoever makes it; one that nobody makes is refused."""
+    job = create_job(home, shot.replace(steps=1000))
+    engine, told = Engine.load(shot.model), threading.Event()
+    states: list[str] = []
+
+    def make() -> None:
+        states.append(run_job(job, lambda _: engine, lambda *_, **__: told.set(), threading.Event()))
+
+    maker = threading.Thread(target=make)
+    maker.start()
+    told.wait(60)
+    done = rushes("jobs", "cancel", job.id)
+    maker.join(60)
+    assert done.stdout == f"{job.id} is asked to stop\n" and states == ["cancelled"] == [job.state()]
+    done = rushes("jobs", "cancel", job.id)
+    assert done.returncode == 2 and f"{job.id} is cancelled; one that is being made is allowed" in done.stderr
+    assert rushes("resume", job.id).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -64,6 +102,11 @@ def test_clean_keeps_what_could_be_resumed(rushes: Run, home: Path, shot: Shot) 
         (["resume"], "JOB: it is missing"),
         (["jobs", "clean", "--days", "-1"], "--days"),
         (["jobs", "paint"], "paint"),
+        (["jobs", "cancel", "1999"], "job: got '1999', there is no such job"),
+        (["worker", "--idle", "-1"], "--idle"),
+        (["worker", "--home", "/dev/null/jobs"], "job: /dev/null/jobs cannot be written (Not a directory)"),
+        (["estimate"], "prompt: it is missing"),
+        (["package", "houdini", "-o", "x"], "houdini"),
     ],
 )
 def test_wrong_words_are_refused(rushes: Run, arguments: list[str], words: str) -> None:
@@ -90,3 +133,19 @@ def test_an_estimate_learns_from_what_was_made(rushes: Run, home: Path, shot: Sh
     assert short["measured"] is True and long["seconds"] > 2 * short["seconds"] and long["bytes"] > short["bytes"]
     assert "by earlier jobs here" in rushes(*command[:-2]).stdout
     assert "frames: got 6" in rushes(*command, "6").stderr
+
+
+def test_an_estimate_is_for_the_device_that_makes_the_shot(
+    home: Path, shot: Shot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest there is, or the one that is named: what another made is no measure of it."""
+    job, model = create_job(home, shot), Model.open(shot.model)
+    shot = model.resolve(shot)
+    for unit in ("flops", "pixels"):
+        job.append("pace", unit=unit, rate=1e9, model="tiny", device="cuda")
+    job.append("pace", unit="flops")  # of another version: read over
+    assert estimate.estimate(home, model, shot, "cpu")["measured"] is False
+    monkeypatch.setattr(estimate, "_device", lambda name: torch.device(name or "cuda:1"))
+    found = estimate.estimate(home, model, shot)
+    work = model.work(shot)
+    assert found["measured"] is True and found["seconds"] == pytest.approx((work.flops + work.pixels) / 1e9, abs=1e-4)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from rushes import Engine, Shot
-from rushes.jobs import runner
-from rushes.jobs.folder import Job, JobError, create_job
+from rushes.jobs import folder, runner
+from rushes.jobs.folder import Job, JobError, create_job, list_jobs
 from rushes.jobs.runner import run_job
 from rushes.media import read_latents
 
@@ -87,9 +87,29 @@ def test_a_full_disk_costs_nothing_that_was_made(
     assert _bits(job) == _bits(whole)
 
 
-def test_a_read_only_home_is_refused(disk: tuple[Path, Mount], shot: Shot) -> None:
-    """No folder, a sentence; for root too, whom no permission stops."""
+def test_a_read_only_home_is_refused(disk: tuple[Path, Mount], shot: Shot, engine: Engine) -> None:
+    """No folder, a sentence; for root too, whom no permission stops. What lies there can be listed."""
     place, mount = disk
+    fresh, failed, done = (create_job(place, shot) for _ in range(3))
+    _run(done, engine)
+    failed.fail("the power went")
     mount("ro")
-    with pytest.raises(JobError, match="Read-only file system"):
-        create_job(place, shot)
+    for refused in (
+        lambda: create_job(place, shot), lambda: _run(fresh, engine), lambda: _run(failed, engine), failed.reopen,
+        done.remove,
+    ):  # fmt: skip
+        with pytest.raises(
+            JobError, match=r"cannot be written \(Read-only file system\); a writable folder is allowed"
+        ):
+            refused()
+    states = {job.id: job.state() for job in list_jobs(place)}
+    assert states == {fresh.id: "queued", failed.id: "failed", done.id: "done"}
+
+
+def test_who_may_only_read_sees_what_runs(home: Path, shot: Shot) -> None:
+    """A lock that cannot be taken, for want of the right to write, still tells whether it is held."""
+    job = create_job(home, shot)
+    assert not folder._is_held(job.path / "lock")
+    with job.lock():
+        assert folder._is_held(job.path / "lock")
+    assert not folder._is_held(job.path / "lock")

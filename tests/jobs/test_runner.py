@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,83 @@ def test_outputs_that_a_kill_left_behind_are_known(home: Path, shot: Shot, engin
     assert _run(other, engine) == "failed" and "a.mp4" in str(other.ending())
 
 
+def test_states_survive_a_power_cut(home: Path, shot: Shot, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change of state is on the disk, and not only in the system's memory, before the next thing happens."""
+    synced: list[str] = []
+    really = os.fsync
+
+    def fsync(number: int) -> None:
+        if (path := Path(os.readlink(f"/proc/self/fd/{number}"))).name == "events.jsonl":
+            synced.append(json.loads(path.read_bytes().splitlines()[-1])["event"])
+        else:
+            synced.append(path.name.split(".")[1])
+        really(number)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("this system does not tell which file a number stands for")
+    monkeypatch.setattr(os, "fsync", fsync)
+    _run(create_job(home, shot), engine)
+    assert synced == ["shot", "submitted", "started", "denoised", "done", "done"]
+    synced.clear()
+    _run(create_job(home, shot), engine, Told("progress", 2))
+    assert synced == ["shot", "submitted", "started", "failed", "cancelled"]
+
+
+def test_a_line_that_was_cut_short_takes_no_other_with_it(home: Path, shot: Shot) -> None:
+    """As a full disk leaves it: the lines before and behind it are read."""
+    job = create_job(home, shot)
+    with (job.path / "events.jsonl").open("ab") as file:
+        file.write(b'{"time": 1, "event": "pa')
+    job.append("started", sync=True)
+    job.append("saved", step=3)
+    assert [event["event"] for event in job.events()] == ["submitted", "started", "saved"]
+    assert job.state() == "interrupted"
+
+
+def test_whoever_can_write_into_the_folder_can_stop_it(home: Path, shot: Shot, engine: Engine) -> None:
+    """A host that came back after a crash; what it wanted is forgotten when somebody goes on with the job."""
+    job = create_job(home, shot.replace(steps=1000))
+
+    class Ask(Told):
+        def __call__(self, event: str, **fields: Any) -> None:
+            super().__call__(event, **fields)
+            if event == "started":
+                job.ask_to_stop()
+
+    told = Ask()
+    assert _run(job, engine, told) == "cancelled" == job.state()
+    assert not job.is_asked_to_stop()
+    job.ask_to_stop()  # and its worker is killed before it looks
+    job.reopen()
+    assert not job.is_asked_to_stop() and job.state() == "interrupted"
+
+
+def test_a_folder_that_cannot_be_made_leaves_nothing(
+    home: Path, shot: Shot, monkeypatch: pytest.MonkeyPatch, tree: Callable[[], Any]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = tree()
+    monkeypatch.setattr(folder, "write_json", refuse)
+    with pytest.raises(JobError, match=r"cannot be written \(No space left on device\)"):
+        create_job(home, shot)
+    assert tree() == before
+
+
+def test_what_kills_have_left_is_swept_up(home: Path, shot: Shot) -> None:
+    """Folders that never got their name, unless somebody may just be at it; and nothing else."""
+    job = create_job(home, shot)
+    old, fresh, other = home / ".20260101-000000-abcdef", home / ".20260102-000000-abcdef", home / ".config"
+    for path in (old, fresh, other):
+        path.mkdir()
+        (path / "file").write_text("")
+    for path in (old, other, job.path):
+        os.utime(path, (0, 0))
+    assert folder.remove_leftovers(home) == 1
+    assert sorted(home.iterdir()) == sorted([fresh, other, job.path])
+
+
 def test_two_cannot_run_one_job(home: Path, shot: Shot, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LOCK_WAIT", 0.05)
     job = create_job(home, shot)
@@ -194,13 +273,16 @@ def test_two_cannot_run_one_job(home: Path, shot: Shot, engine: Engine, monkeypa
     assert _run(job, engine) == "done"
 
 
-def test_a_job_from_the_future_is_refused(home: Path, shot: Shot, engine: Engine) -> None:
+def test_a_job_from_the_future_is_refused(home: Path, shot: Shot, engine: Engine, tree: Callable[[], Any]) -> None:
+    """And nothing is written into a folder whose rules are not known."""
     job = create_job(home, shot)
     request = json.loads((job.path / "shot.json").read_text())
     (job.path / "shot.json").write_text(json.dumps({**request, "version": 99}))
-    with pytest.raises(JobError, match=r"version 99, .* update Rushes"):
-        job.request()
-    assert _run(job, engine) == "failed"
+    before = tree()
+    for refused in (job.request, lambda: _run(job, engine)):
+        with pytest.raises(JobError, match=r"version 99, .* update Rushes"):
+            refused()
+    assert tree() == before
 
 
 def test_a_vanished_folder_ends_in_a_sentence(home: Path, shot: Shot, engine: Engine) -> None:
@@ -214,7 +296,11 @@ def test_a_vanished_folder_ends_in_a_sentence(home: Path, shot: Shot, engine: En
 
     told = Vanish()
     assert _run(job, engine, told) == "failed"
-    assert told[-1][0] == "failed" and told[-1][1]["message"]
+    assert told[-1][0] == "failed"
+    assert told[-1][1]["message"] == f"job: its folder {job.path} is gone; ask for the shot again"
+    with pytest.raises(JobError, match=r"holds no shot\.json"):
+        _run(job, engine)
+    assert not job.path.exists(), "nor does it come back, empty"
 
 
 def test_jobs_are_found_by_a_clear_beginning(home: Path, shot: Shot) -> None:
@@ -229,7 +315,7 @@ def test_jobs_are_found_by_a_clear_beginning(home: Path, shot: Shot) -> None:
 
 def test_a_home_that_is_a_file_is_refused(tmp_path: Path, shot: Shot) -> None:
     (tmp_path / "home").write_text("")
-    with pytest.raises(JobError, match="does not take a new folder"):
+    with pytest.raises(JobError, match=r"home cannot be written \(Not a directory\); a writable folder is allowed"):
         create_job(tmp_path / "home", shot)
     with pytest.raises(ShotError):
         find_job(tmp_path / "home", "x")

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import random
 import signal
@@ -22,6 +24,7 @@ from rushes.jobs.client import Client, Event
 from rushes.jobs.folder import Job, create_job
 from rushes.jobs.runner import run_job
 from rushes.jobs.wire import encode, read
+from rushes.jobs.worker import Pipe, Worker
 
 Start = Callable[..., Client]
 Wait = Callable[..., list[Event]]
@@ -241,6 +244,100 @@ def test_two_workers_share_a_home(start: Start, wait: Wait, ask: Ask, shot: Shot
     assert "is running" in ask(two, "resume", {"job": job})
     assert wait(two, _ended)[-1].fields["job"] == other
     assert wait(one, _ended)[-1].kind == "done"
+
+
+def test_one_worker_stops_what_another_makes(start: Start, wait: Wait, ask: Ask, shot: Shot) -> None:
+    """A host that came back after a crash has a worker of its own; the old one still listens to the folder."""
+    one, two = start(), start()
+    job = ask(one, "submit", {"shot": shot.replace(steps=900).to_dict()})["job"]
+    wait(one, lambda event: event.kind == "progress")
+    assert ask(two, "cancel", {"job": job}) == {"job": job}
+    assert wait(one, _ended)[-1].fields["cancelled"] is True
+    assert f"{job} is cancelled; one that waits here or is being made is allowed" in ask(two, "cancel", {"job": job})
+    assert ask(two, "resume", {"job": job})["job"] == job
+    assert wait(two, _ended)[-1].kind == "done"
+
+
+def test_a_folder_from_the_future_hides_no_other(start: Start, ask: Ask, home: Path, shot: Shot) -> None:
+    strange, plain = create_job(home, shot), create_job(home, shot)
+    request = json.loads((strange.path / "shot.json").read_text())
+    (strange.path / "shot.json").write_text(json.dumps({**request, "version": 99}))
+    worker = start()
+    rows = {row["job"]: row for row in ask(worker, "jobs")["jobs"]}
+    assert rows[plain.id]["state"] == "queued"
+    assert rows[strange.id]["state"] == "unreadable" and "update Rushes" in rows[strange.id]["message"]
+    for method in ("resume", "attach"):
+        assert "update Rushes" in ask(worker, method, {"job": strange.id})
+
+
+def test_a_signal_waits_for_no_lock(home: Path) -> None:
+    """Python handles it on the main thread, wherever that is just then: also inside the worker's own lock."""
+    worker = Worker(home, Pipe(io.BytesIO()))
+    with worker._lock:
+        worker.interrupt()
+
+
+def test_what_has_ended_can_be_asked_for_at_once(
+    home: Path, shot: Shot, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    """When the host hears the end, the worker has let go of the job, and of the memory that it was to free."""
+    engine, told = Engine.load(tiny_model, device="cpu"), []
+    worker = Worker(home, Pipe(io.BytesIO()))
+    job = create_job(home, shot.replace(steps=1000))
+    monkeypatch.setattr(worker._engines, "load", lambda shot: engine)
+    monkeypatch.setattr(worker._engines, "free", lambda: told.append("freed"))
+
+    def send(message: dict[str, Any]) -> None:
+        told.append(message["method"])
+        if message["method"] == "progress":
+            worker._cancel({"job": job.id, "free": True})
+        if message["method"] == "failed":
+            assert worker._resume({"job": job.id})["state"] == "queued"
+
+    monkeypatch.setattr(worker._pipe, "send", send)
+    worker._accept(job)
+    worker._make(job)
+    assert told[-2:] == ["freed", "failed"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which files a process has open")
+def test_no_port_is_opened(start: Start, wait: Wait, ask: Ask, shot: Shot) -> None:
+    """While it makes a job, the worker holds not one socket."""
+    worker = start()
+    ask(worker, "submit", {"shot": shot.replace(steps=300).to_dict()})
+    wait(worker, lambda event: event.kind == "progress" and event.fields["phase"] == "denoise")
+    assert worker._process is not None
+    files = [os.readlink(path) for path in Path(f"/proc/{worker._process.pid}/fd").iterdir()]
+    assert any(name.startswith("pipe:") for name in files) and not [name for name in files if "socket" in name]
+    worker.kill()
+
+
+def test_an_idle_worker_gives_the_memory_back(home: Path, shot: Shot, environment: dict[str, str]) -> None:
+    """Unasked, when the time has come; before that the model stays warm."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "rushes", "worker", "--home", str(home), "--idle", "1"],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as worker:  # fmt: skip
+        assert worker.stdin is not None and worker.stdout is not None
+
+        def ask(number: int, method: str, **params: Any) -> None:
+            worker.stdin.write(encode({"jsonrpc": "2.0", "id": number, "method": method, "params": params}))
+            worker.stdin.flush()
+
+        def hear(is_right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+            while (message := read(worker.stdout)) is not None:  # type: ignore[arg-type]
+                if is_right(message):
+                    return message
+            raise AssertionError("the worker has ended")
+
+        for number, pause, is_warm in ((1, 0.0, True), (2, 4.0, False)):
+            ask(number, "submit", shot=shot.to_dict())
+            hear(lambda message: message.get("method") == "done")
+            time.sleep(pause)
+            ask(number + 10, "free")
+            answer = hear(lambda message, number=number: message.get("id") == number + 10)
+            assert answer["result"] == {"freed": is_warm}
+        worker.stdin.close()
 
 
 def test_two_hundred_jobs_wait_their_turn(start: Start, ask: Ask, shot: Shot, home: Path) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import click
 
 from rushes.commands.reporting import make_reporter
 from rushes.commands.stopping import Stopped, stop_on_signals
-from rushes.jobs.folder import Job, find_job, jobs_home, list_jobs
+from rushes.jobs.folder import Job, JobError, find_job, jobs_home, list_jobs, not_writable, remove_leftovers
 from rushes.shot import ShotError
 
 home_option = click.option(
@@ -30,7 +29,13 @@ def _home(home: str | None) -> Path:
 @home_option
 @click.option("--log", metavar="FILE", help="Where its words go (default: worker.log in the home).")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps ... (default: the fastest there is).")
-@click.option("--idle", type=float, default=300.0, show_default=True, help="Seconds until the model's memory is freed.")
+@click.option(
+    "--idle",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="Seconds until the model's memory is freed.",
+)
 def worker(home: str | None, log: str | None, device: str | None, idle: float) -> None:
     """Make shots for a host: JSON-RPC on standard input and output. Hosts start it; people need not."""
     from rushes.jobs.worker import run_worker
@@ -83,10 +88,31 @@ def clean(home: Path, days: float, everything: bool) -> None:
     over = {"done", "failed", "cancelled", "interrupted"} if everything else {"done"}
     removed = 0
     for job in list_jobs(home):
-        if job.state() in over and time.time() - job.request().get("created", 0) >= 86_400 * days:
-            shutil.rmtree(job.path)
+        try:
+            created = job.request()["created"]
+        except ShotError as error:  # from the future, or broken: not ours to judge
+            click.echo(f"kept: {error}", err=True)
+            continue
+        if job.state() in over and time.time() - created >= 86_400 * days:
+            job.remove()
             removed += 1
+    remove_leftovers(home)
     click.echo(f"{removed} jobs removed")
+
+
+@jobs.command()
+@click.argument("name", metavar="JOB")
+@click.pass_obj
+def cancel(home: Path, name: str) -> None:
+    """Stop a JOB that any worker here is making, one whose host is gone too. `rushes resume JOB` goes on with it."""
+    job = find_job(home, name)
+    if not job.is_running():
+        raise JobError(f"job: {job.id} is {job.state()}; one that is being made is allowed")
+    try:
+        job.ask_to_stop()
+    except OSError as error:
+        raise not_writable(job.path, error) from error
+    click.echo(f"{job.id} is asked to stop")
 
 
 @click.command()
@@ -97,7 +123,7 @@ def clean(home: Path, days: float, everything: bool) -> None:
 def resume(name: str, home: str | None, device: str | None, as_json: bool) -> None:
     """Go on with an interrupted, failed or cancelled JOB, from its last saved step."""
     job = find_job(_home(home), name)
-    job.request()
+    job.request()  # before torch is loaded
     from rushes.engine import Engine
     from rushes.jobs.runner import run_job
     from rushes.progress import Progress
@@ -110,6 +136,7 @@ def resume(name: str, home: str | None, device: str | None, as_json: bool) -> No
             elif event == "note":
                 reporter.warning(fields["message"])
 
+        job.reopen()
         state = run_job(job, lambda shot: Engine.load(shot.model, device=device), tell, stop.event)
         if state == "cancelled":
             raise Stopped(stop.signal)

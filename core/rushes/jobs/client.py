@@ -47,7 +47,7 @@ class Event(NamedTuple):
 
 
 class WorkerMissing(RuntimeError):
-    """There is no worker to start. The sentence says where one was looked for."""
+    """There is no worker that can be started. The sentence says where one was looked for, or why not."""
 
 
 def find_worker(preference: str = "", environment: Mapping[str, str] | None = None) -> str:
@@ -105,6 +105,7 @@ class Client:
         self.home = Path(home)
         self.log = Path(log) if log is not None else self.home / "worker.log"
         self.hello: dict[str, Any] | None = None  # the worker's answer, once it is ready
+        self.is_stuck = False  # no sign of life for `silent` seconds
         self._command = [command] if isinstance(command, str) else list(command)
         self._paths, self._silent, self._patience = list(paths), silent, patience
         self._process: subprocess.Popen[bytes] | None = None
@@ -114,7 +115,7 @@ class Client:
         self._number = 0
         self._log_start = 0
         self._heard = 0.0
-        self._is_stuck = False
+        self._ended = 0.0  # when its output ended, before its process does
         self._refusal = ""  # of hello
         self._cancels: dict[str, tuple[float, int]] = {}  # job -> when to go on, steps done
 
@@ -125,36 +126,40 @@ class Client:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the worker; `ready` comes with a later tick. Raises OSError when it cannot be started at all."""
+        """Start the worker; `ready` comes with a later tick. Raises WorkerMissing when it cannot be started at all."""
         if self.is_running:
             return
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            what = error.filename or self._command[0]
+            raise WorkerMissing(
+                f"worker: {what} cannot be used ({error.strerror or error}); the executable `rushes` and a folder that "
+                "can be written are allowed"
+            ) from error
+        self.hello, self._refusal, self.is_stuck, self._heard = None, "", False, time.monotonic()
+        self._ended = 0.0
+        self._came, self._going = queue.Queue(), queue.Queue()
+        for work, name in ((self._read, "rushes reader"), (self._write, "rushes writer")):
+            threading.Thread(target=work, args=(self._process, self._came, self._going), name=name, daemon=True).start()
+        self.request("hello", {"protocol": PROTOCOL}, then=self._ready, failed=self._refused)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        command = [
-            *self._command,
-            "worker",
-            "--home",
-            self._theirs(str(self.home)),
-            "--log",
-            self._theirs(str(self.log)),
-        ]
+        places = ["--home", self._theirs(str(self.home)), "--log", self._theirs(str(self.log))]
         options: dict[str, Any] = {"start_new_session": True}  # a Ctrl-C in the host's terminal is not the worker's
         if sys.platform == "win32":
             options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
         with self.log.open("ab") as errors:  # for what is said before the worker has opened its log
-            self._process = subprocess.Popen(
-                command,
+            return subprocess.Popen(
+                [*self._command, "worker", *places],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=clean_environment(),
                 **options,
             )
-        self.hello, self._refusal, self._is_stuck, self._heard = None, "", False, time.monotonic()
-        self._came, self._going = queue.Queue(), queue.Queue()
-        for work, name in ((self._read, "rushes reader"), (self._write, "rushes writer")):
-            threading.Thread(target=work, args=(self._process, self._came, self._going), name=name, daemon=True).start()
-        self.request("hello", {"protocol": PROTOCOL}, then=self._ready, failed=self._refused)
 
     def close(self) -> None:
         """Let go: the worker finishes what it has accepted, then exits."""
@@ -211,13 +216,13 @@ class Client:
                 kind, content = self._came.get_nowait()
             except queue.Empty:
                 break
-            self._heard, self._is_stuck = time.monotonic(), False
+            self._heard, self.is_stuck = time.monotonic(), False
             if kind == "message":
                 self._take(content, events)
             elif kind == "garbage":
                 events.append(Event("garbage", {"message": content}))
             elif kind == "end":
-                self._died(events)
+                self._ended = time.monotonic()
         self._watch(events)
         return events
 
@@ -232,31 +237,37 @@ class Client:
         then, failed = self._waiting.pop(message.get("id") or 0, (None, None))
         if then is None or failed is None:
             return
+        is_new = not self._refusal
         if "error" in message:
-            is_new = not self._refusal
             failed(str(message["error"].get("message", "the worker gave no reason")))
-            if is_new and self._refusal:
-                events.append(Event("refused", {"message": self._refusal}))
         else:
             before = self.hello
             then(_mapped(message.get("result"), self._ours))
             if before is None and self.hello is not None:
                 events.append(Event("ready", self.hello))
+        if is_new and self._refusal:
+            events.append(Event("refused", {"message": self._refusal}))
 
     def _ready(self, answer: dict[str, Any]) -> None:
+        if answer.get("protocol") != PROTOCOL:
+            self._refused(
+                f"protocol: the worker speaks {answer.get('protocol')!r}, this host {PROTOCOL}; update the older one"
+            )
+            return
         self.hello = answer
 
     def _refused(self, sentence: str) -> None:
         self._refusal = sentence
         self.close()
 
-    def _died(self, events: list[Event]) -> None:
-        assert self._process is not None
-        status = self._process.wait()
+    def _died(self, events: list[Event], status: int) -> None:
+        self._ended = 0.0
         waiting, self._waiting = self._waiting, {}
         self._cancels.clear()
         tail = self._tail()
-        sentence = f"the worker has ended ({_status(status)})" + (f"; its last words: {tail[-1]}" if tail else "")
+        when = "" if self.hello else f" before it was ready, which was started as {self._command[0]!r}"
+        sentence = f"the worker has ended ({_status(status)}){when}"
+        sentence += f"; its last words: {tail[-1]}" if tail else ""
         sentence = self._refusal or sentence
         for _, failed in waiting.values():
             failed(sentence)
@@ -264,10 +275,17 @@ class Client:
 
     def _watch(self, events: list[Event]) -> None:
         now = time.monotonic()
-        if not self.is_running:
+        status = None if self._process is None else self._process.poll()
+        if self._ended:  # not waited for: a process that has closed its output may take its time, or for ever
+            if status is not None:
+                self._died(events, status)
+            elif now - self._ended > self._patience[1]:
+                self.kill()
             return
-        if not self._is_stuck and now - self._heard > self._silent:
-            self._is_stuck = True
+        if self._process is None or status is not None:
+            return
+        if not self.is_stuck and now - self._heard > self._silent:
+            self.is_stuck = True
             events.append(Event("stuck", {"seconds": round(now - self._heard, 1)}))
         for job, (due, steps) in list(self._cancels.items()):
             if now < due:
@@ -337,9 +355,11 @@ def clean_environment() -> dict[str, str]:
 
 
 def _swap(path: str, table: Sequence[tuple[str, str]]) -> str:
-    for before, after in table:
-        if path == before or path.startswith((before.rstrip("/\\") + "/", before.rstrip("/\\") + "\\")):
-            return after + path[len(before) :]
+    for before, after in ((before.rstrip("/\\"), after.rstrip("/\\")) for before, after in table):
+        if path == before or path.startswith((before + "/", before + "\\")):
+            rest = path[len(before) :]
+            is_to_posix = after.startswith("/") and not before.startswith("/")  # where a backslash is part of a name
+            return after + (rest.replace("\\", "/") if is_to_posix else rest)
     return path
 
 

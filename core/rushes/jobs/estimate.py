@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rushes.engine import Model
+from rushes.engine import Model, find_device
 from rushes.jobs.folder import list_jobs
 from rushes.shot import Shot
 
@@ -19,23 +19,26 @@ LOOK_BACK = 20  # jobs
 PIXEL_FLOPS = 5e4  # of a decoder, for a machine that has made nothing yet
 
 
-def estimate(home: Path, model: Model, shot: Shot, device: str = "cpu") -> dict[str, Any]:
-    """Seconds and bytes for a resolved shot. measured: by earlier jobs of this model here, or by a quick trial."""
-    work = model.work(shot)
+def estimate(home: Path, model: Model, shot: Shot, device: str | None = None) -> dict[str, Any]:
+    """Seconds and bytes for a resolved shot on a device, the fastest there is when None.
+
+    measured: by earlier jobs of this model here, or by a quick trial. Raises ShotError for a device that is not there.
+    """
+    work, place = model.work(shot), find_device(device)
     paces: dict[str, list[float]] = {"flops": [], "pixels": []}
     for job in list_jobs(home)[-LOOK_BACK:]:
         for event in job.events():
-            if event["event"] == "pace" and (event["model"], event["device"]) == (model.card.name, device):
+            if event["event"] == "pace" and (event.get("model"), event.get("device")) == (model.card.name, place.type):
                 paces[event["unit"]].append(event["rate"])
     measured = all(paces.values())
     if not measured:
-        trial = _trial(device)
+        trial = _trial(place)
         paces = {"flops": [trial], "pixels": [trial / PIXEL_FLOPS]}
     seconds = work.flops / median(paces["flops"]) + work.pixels / median(paces["pixels"])
     return {"seconds": round(seconds, 4), "bytes": work.bytes, "measured": measured, "shot": shot.to_dict()}
 
 
-def _trial(device: str) -> float:
+def _trial(device: torch.device) -> float:
     """Products and sums a second of one large matrix product, halved: a model also does other things."""
     n = 1024
     a = torch.randn(n, n, device=device)

@@ -7,6 +7,7 @@ events.jsonl          what happened, one JSON object a line, appended only; chan
 latents.safetensors   the denoising as it stands, then finished; replaced whole
 frames/0001.png ...   finished frames, each whole
 done.json | failed.json
+cancel                somebody wants it stopped, who is not the host of the worker that runs it
 lock                  held by the process that runs the job, and by nothing when that process is gone
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,10 +31,15 @@ from rushes.shot import Shot, ShotError
 VERSION = 1
 STATES = ("queued", "running", "interrupted", "done", "failed", "cancelled")
 _HOME_VARIABLE = "RUSHES_JOBS"
+_FRESH = 3600.0  # seconds after which a folder that never got its name is a kill's leftover
 
 
 class JobError(ShotError):
     """A job that cannot be made or found. One sentence."""
+
+
+def not_writable(folder: Path, error: OSError) -> JobError:
+    return JobError(f"job: {folder} cannot be written ({error.strerror or error}); a writable folder is allowed")
 
 
 def jobs_home() -> Path:
@@ -49,7 +56,7 @@ def jobs_home() -> Path:
 
 
 class Job:
-    """One job folder. Reading needs no lock; only the process that runs the job writes, and `cancel` requests."""
+    """One job folder. Reading needs no lock; only the process that runs the job writes, but for `ask_to_stop`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,6 +107,8 @@ class Job:
                 return False
         except Timeout:
             return True
+        except OSError:
+            return _is_held(self.path / "lock")
 
     def lock(self) -> FileLock:
         """A lock that does not wait; taking it twice, anywhere, raises filelock.Timeout."""
@@ -108,8 +117,11 @@ class Job:
     def append(self, event: str, *, sync: bool = False, **fields: Any) -> dict[str, Any]:
         """Add a line to events.jsonl; sync: it must survive a power cut. Returns it. Raises OSError."""
         entry = {"time": round(time.time(), 3), "event": event, **fields}
-        with (self.path / "events.jsonl").open("ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
+        with (self.path / "events.jsonl").open("a+b") as file:
+            # A full disk cuts a line short; the next one must not be glued to it, and be lost with it
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            is_cut = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" * is_cut + json.dumps(entry).encode() + b"\n")
             file.flush()
             if sync:
                 os.fsync(file.fileno())
@@ -144,8 +156,32 @@ class Job:
         write_json(self.path / "failed.json", fields)
 
     def reopen(self) -> None:
-        """Before going on: what ended it is no longer true."""
-        (self.path / "failed.json").unlink(missing_ok=True)
+        """Before going on: what ended it is no longer true, nor what somebody wanted then. Raises JobError."""
+        try:
+            (self.path / "failed.json").unlink(missing_ok=True)
+            self.forget_stop()
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+
+    def ask_to_stop(self) -> None:
+        """For whoever runs it, wherever that is. Raises OSError."""
+        (self.path / "cancel").touch()
+
+    def is_asked_to_stop(self) -> bool:
+        return (self.path / "cancel").exists()
+
+    def forget_stop(self) -> None:
+        """What was asked is done, or no longer true. Raises OSError."""
+        (self.path / "cancel").unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Take the folder away; it is out of sight first, so that nobody meets half of it. Raises JobError."""
+        hidden = self.path.with_name(f".{self.id}")
+        try:
+            self.path.rename(hidden)
+            shutil.rmtree(hidden)
+        except OSError as error:
+            raise not_writable(self.path, error) from error
 
     def ending(self) -> dict[str, Any] | None:
         """done.json or failed.json; None while the job is open."""
@@ -171,9 +207,8 @@ def create_job(
         Job(building).append("submitted", sync=True)
         building.rename(home / name)
     except OSError as error:
-        raise JobError(
-            f"job: {home} does not take a new folder ({error.strerror or error}); a writable one is allowed"
-        ) from error
+        shutil.rmtree(building, ignore_errors=True)
+        raise not_writable(home, error) from error
     return Job(home / name)
 
 
@@ -197,6 +232,16 @@ def list_jobs(home: Path) -> list[Job]:
     return [Job(path) for path in sorted(folders)]
 
 
+def remove_leftovers(home: Path) -> int:
+    """Remove what a kill has left of folders that were just being made or removed. Returns how many."""
+    count = 0
+    for path in home.glob(".[0-9]*") if home.is_dir() else ():
+        if path.is_dir() and time.time() - path.stat().st_mtime > _FRESH:
+            shutil.rmtree(path, ignore_errors=True)
+            count += not path.exists()
+    return count
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Whole or not at all, and on the disk when this returns."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -209,6 +254,22 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether somebody holds a lock that this process may not write: somebody else's job, on a shared disk."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none: nobody has begun
+        return False
+    return False
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

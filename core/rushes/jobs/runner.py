@@ -8,8 +8,8 @@ import errno
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +17,67 @@ import torch
 from filelock import Timeout
 
 from rushes.engine import Engine
-from rushes.jobs.folder import Job, JobError
+from rushes.jobs.folder import Job, JobError, not_writable
 from rushes.media import FrameFolder, open_outputs, read_history, read_latents, read_record, write_latents
 from rushes.progress import Cancelled, Denoising, Frames, Progress
 from rushes.shot import Shot, ShotError
 
 # tell("progress", phase=..., step=...), tell("frame", number=1, path=...), ...
 Tell = Callable[..., object]
+LISTEN_EVERY = 0.5  # seconds between looks for somebody's wish that the job be stopped
 SAVE_EVERY = 1.0  # seconds between saved denoising states; what a kill may cost
 PREVIEW_EVERY = 0.5
 LOCK_WAIT = 1.0  # a listing holds the lock for a moment
 
 
 def run_job(job: Job, load: Callable[[Shot], Engine], tell: Tell, cancel: threading.Event) -> str:
-    """Make the job's clip; returns its state afterwards: done, failed or cancelled.
+    """Make the job's clip; returns its state afterwards: done, failed or cancelled. `Job.reopen` one that had ended.
 
     load: the engine of a shot's model. tell gets started, note, progress, preview, frame, done or failed, with fields.
-    Raises JobError when another process runs the job, or it is done.
+    Raises JobError when another process runs the job, it is done, or its folder is gone, from the future or read-only.
     """
+    request = job.request()
     try:
         lock = job.lock().acquire(timeout=LOCK_WAIT)
     except Timeout:
         raise JobError(f"job: {job.id} is being made by another process; wait for it or end that one") from None
+    except OSError as error:
+        raise not_writable(job.path, error) from error
     with lock:
         if (job.path / "done.json").exists():
             raise JobError(f"job: {job.id} is done; an unfinished job is allowed")
         try:
-            _Run(job, load, tell, cancel).make()
+            with _listening(job, cancel):
+                _Run(job, load, tell, cancel).make(request)
         except Cancelled:
             _end(job, tell, "it was cancelled", cancelled=True)
             return "cancelled"
         except Exception as error:
-            _end(job, tell, _sentence(error), trace=traceback.format_exc())
+            _end(job, tell, _sentence(job, error), trace=traceback.format_exc())
             return "failed"
     return "done"
+
+
+@contextmanager
+def _listening(job: Job, cancel: threading.Event) -> Iterator[None]:
+    """Inside, whoever can write into the folder can stop the job: a host that came back, or somebody at a terminal."""
+    is_over = threading.Event()
+
+    def listen() -> None:
+        while not is_over.is_set():
+            if job.is_asked_to_stop():
+                cancel.set()
+            is_over.wait(LISTEN_EVERY)
+
+    listener = threading.Thread(target=listen, name="rushes cancel", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        listener.join()
+        with suppress(OSError):  # a folder that takes nothing any more: going on clears it too
+            job.forget_stop()
 
 
 def _end(job: Job, tell: Tell, sentence: str, cancelled: bool = False, trace: str = "") -> None:
@@ -63,7 +90,9 @@ def _end(job: Job, tell: Tell, sentence: str, cancelled: bool = False, trace: st
     tell("failed", message=sentence, cancelled=cancelled, traceback=trace)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(job: Job, error: Exception) -> str:
+    if not job.path.is_dir():
+        return f"job: its folder {job.path} is gone; ask for the shot again"
     if isinstance(error, ShotError):
         return str(error)
     cause = error if isinstance(error, OSError) else error.__cause__
@@ -71,6 +100,8 @@ def _sentence(error: Exception) -> str:
         return "the disk is full; make room, then resume the job: nothing that was made is lost"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return "there is not enough memory for this shot; a smaller size or fewer frames need less"
+    if isinstance(cause, OSError) and cause.filename:
+        return f"file: {cause.filename} cannot be used ({cause.strerror}); put that right, then resume the job"
     return f"{type(error).__name__}: {error}"
 
 
@@ -82,10 +113,8 @@ class _Run:
         self._saved = self._previewed = time.monotonic()
         self._share = 1.0  # of the steps, what this attempt has made itself
 
-    def make(self) -> None:
-        request = self.job.request()
+    def make(self, request: dict[str, Any]) -> None:
         job = self.job
-        job.reopen()
         job.append("started", sync=True)
         self._tell("started")
         shot = Shot.from_dict(request["shot"])

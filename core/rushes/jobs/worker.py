@@ -9,7 +9,6 @@ input ends, the host is gone: what was accepted is finished, then the worker exi
 
 from __future__ import annotations
 
-import gc
 import os
 import queue
 import signal
@@ -23,8 +22,9 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from rushes._version import __version__
-from rushes.jobs.folder import Job, JobError, create_job, find_job, list_jobs
+from rushes.jobs.folder import Job, JobError, create_job, find_job, list_jobs, not_writable
 from rushes.jobs.priority import step_behind
+from rushes.jobs.warm import Engines
 from rushes.jobs.wire import PROTOCOL, Message, WireError, encode, read
 from rushes.shot import Shot, ShotError
 
@@ -52,39 +52,6 @@ class Pipe:
                 self.is_open = False
 
 
-class Engines:
-    """The last model, kept warm."""
-
-    def __init__(self, device: str | None) -> None:
-        self._device, self._model = device, ""
-        self._engine: Any = None
-        self._lock = threading.Lock()
-
-    def load(self, shot: Shot) -> Any:
-        from rushes.engine import Engine
-
-        with self._lock:
-            if self._engine is None or self._model != shot.model:
-                self._drop()
-                self._engine, self._model = Engine.load(shot.model, device=self._device), shot.model
-            return self._engine
-
-    def free(self) -> bool:
-        """Give the memory back; True when there was a model."""
-        with self._lock:
-            return self._drop()
-
-    def _drop(self) -> bool:
-        had, self._engine = self._engine is not None, None
-        if had:
-            import torch
-
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        return had
-
-
 class Worker:
     """One queue, one running job. serve() answers on the calling thread while jobs run on another."""
 
@@ -94,7 +61,7 @@ class Worker:
         self._queue: queue.Queue[Job | None] = queue.Queue()
         self._accepted: dict[str, threading.Event] = {}  # id -> its cancel event, queued or running
         self._free_after: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler takes it on the thread that may hold it just then
         self._running = ""
         self._methods: dict[str, Callable[[dict[str, Any]], Any]] = {
             "hello": self._hello, "submit": self._submit, "resume": self._resume, "cancel": self._cancel,
@@ -182,6 +149,7 @@ class Worker:
             raise JobError(
                 f"job: {job.id} is {self._about(job)['state']}; an interrupted, failed or cancelled job is allowed"
             )
+        job.reopen()
         self._accept(job)
         return self._about(job)
 
@@ -200,7 +168,10 @@ class Worker:
             elif event is not None and params.get("free"):
                 self._free_after.add(job.id)
         if event is None:
-            raise JobError(f"job: {job.id} is {job.state()}; a job that this worker has accepted is allowed")
+            if not job.is_running():
+                raise JobError(f"job: {job.id} is {job.state()}; one that waits here or is being made is allowed")
+            job.ask_to_stop()  # another worker has it, whose host may be gone
+            return {"job": job.id}
         event.set()
         if is_waiting:  # it is told now, not when its turn comes: a host that hears nothing stops the running job
             sentence = "it was cancelled"
@@ -211,7 +182,14 @@ class Worker:
         return {"job": job.id}
 
     def _jobs(self, params: dict[str, Any]) -> dict[str, Any]:
-        return {"jobs": [self._about(job) for job in list_jobs(self._home(params))]}
+        rows = []
+        for job in list_jobs(self._home(params)):
+            try:
+                rows.append(self._about(job))
+            except ShotError as error:  # one folder from the future must not hide the others
+                about = {"job": job.id, "folder": str(job.path), "state": "unreadable", "shot": None}
+                rows.append({**about, "message": str(error)})
+        return {"jobs": rows}
 
     def _attach(self, params: dict[str, Any]) -> dict[str, Any]:
         """What the job's folder holds; whatever this worker makes from now on comes as notifications anyway."""
@@ -243,7 +221,8 @@ class Worker:
 
         shot = Shot.from_dict(_taken(params, "shot", dict))
         model = _model(shot)
-        return estimate(self._home(params), model, model.resolve(shot, bool(params.get("fit"))))
+        shot = model.resolve(shot, bool(params.get("fit")))
+        return estimate(self._home(params), model, shot, self._engines.device)
 
     def _free(self, params: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
@@ -285,8 +264,14 @@ class Worker:
                 return
             self._running, cancel = job.id, self._accepted[job.id]
 
+        endings: list[dict[str, Any]] = []  # told when nothing is in the way of what a host asks for next: Retry
+
         def tell(name: str, **fields: Any) -> None:
-            self._pipe.send({"method": name, "params": {"job": job.id, **fields}})
+            message = {"method": name, "params": {"job": job.id, **fields}}
+            if name in ("done", "failed"):
+                endings.append(message)
+            else:
+                self._pipe.send(message)
             if name == "failed":
                 print(f"{job.id} failed: {fields['message']}\n{fields['traceback']}", file=sys.stderr, flush=True)
 
@@ -301,6 +286,8 @@ class Worker:
             self._free_after.discard(job.id)
         if is_freeing:
             self._engines.free()
+        for message in endings:
+            self._pipe.send(message)
 
     def _beat(self) -> None:
         while True:
@@ -348,8 +335,11 @@ def _devices() -> list[str]:
 
 def run_worker(home: Path, log: Path | None = None, device: str | None = None, idle: float = IDLE) -> None:
     """The command `rushes worker`. Returns when the host is gone and the accepted jobs are made."""
-    home.mkdir(parents=True, exist_ok=True)
-    pipe = Pipe(_private_output(log or home / "worker.log"))
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        pipe = Pipe(_private_output(log or home / "worker.log"))
+    except OSError as error:
+        raise not_writable(home, error) from error
     step_behind()
     worker = Worker(home, pipe, device, idle)
 

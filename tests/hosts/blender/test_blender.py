@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""The extension in real bpy 4.2, 4.5 and 5.0, with a real worker. The bodies are in inside/bodies.py."""
+"""The extension in real bpy 4.2, 4.5 and 5.0, with a real worker. The bodies are in inside/."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_blenders_own_command_line_takes_the_package(bpy_python: Path, package_z
 
 
 def test_it_is_installed_enabled_drawn_and_gone_again(inside: Inside) -> None:
-    """Installed from disk; after disabling and uninstalling nothing of it is left."""
+    """Installed from disk and used; after disabling and uninstalling nothing of it is left."""
     told = inside("life")
     assert told["installed"] and told["left"] == []
     assert {"Generate", "Variations", "Reattach"} <= set(told["labels"])
@@ -82,11 +82,29 @@ def test_a_clip_lands_on_the_timeline(inside: Inside, rushes: Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    "body", ["mapping", "channels", "takes", "pictures", "files", "losses", "queue", "no_worker", "worker_killed"]
-)
+    "body",
+    [
+        "mapping", "channels", "takes", "pictures", "files", "moving", "losses", "queue", "no_worker", "typed",
+        "rendering", "stuck", "worker_killed",
+    ],
+)  # fmt: skip
 def test_inside(inside: Inside, body: str) -> None:
-    """Rates and ranges; channels; takes; pictures both ways; files; losses; the queue; refusals; a killed worker."""
+    """Rates and ranges; channels; takes; pictures both ways; files, collected and moved; losses; the queue; refusals,
+    and what artists get wrong; while Blender renders; a worker that is silent, and one that was killed.
+    """
     print(body, inside(body, 240))
+
+
+def test_blender_ends_with_the_extension_enabled(start_inside: StartInside, tmp_path: Path) -> None:
+    """By itself, while a clip is made, and with no timer pending: one can hang 4.5 and crash 4.2 as they end."""
+    process, report = start_inside("leave")
+    try:
+        status = process.wait(120)
+    finally:
+        process.kill()
+    told = json.loads(report.read_text())
+    assert "error" not in told, told
+    assert status == 0 and json.loads((tmp_path / "pending.json").read_text()) == [False]
 
 
 @pytest.mark.parametrize("with_worker", [False, True], ids=["Blender alone", "Blender and the worker"])

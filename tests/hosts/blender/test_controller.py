@@ -141,7 +141,7 @@ def test_a_waiting_job_is_cancelled_alone(make: Make, wish: dict[str, Any], fres
 
 
 def test_a_job_of_another_worker_is_followed(make: Make, wish: dict[str, Any], fresh_home: Path) -> None:
-    """To its end, or, when that worker dies, gone on with."""
+    """To its end, or, when that worker dies, gone on with; it can be cancelled, and our own worker goes on."""
     one, two = make(), make()
     two.start()
     _until(two, lambda: two.is_ready)
@@ -152,13 +152,39 @@ def test_a_job_of_another_worker_is_followed(make: Make, wish: dict[str, Any], f
         same = two.attach("k", long, str(fresh_home), job.id, is_resuming=False)
         _until(two, lambda same=same: same.state == "running")
         assert same.is_elsewhere
-        two.cancel("k")
-        assert "another worker" in same.message
         if is_killed:
             one.kill()
         _until(two, lambda same=same: not same.is_active)
         assert same.state == "done" and same.frames == 33 and same.record["model"]["name"] == "tiny"
         two.forget("k")
+    ours = two._client
+    one.start()
+    _until(one, lambda: one.is_ready)
+    job = one.submit("long", {**long, "steps": 1000}, str(fresh_home))
+    _until(one, lambda: job.phase == "denoise")
+    same = two.attach("k", long, str(fresh_home), job.id, is_resuming=False)
+    _until(two, lambda: same.state == "running")
+    two.cancel("k")
+    _until(two, lambda: same.state == "cancelled")
+    assert same.message == "it was cancelled" and two._client is ours and two.is_running
+    _until(one, lambda: job.state == "cancelled")
+
+
+def test_a_worker_that_died_unheard_takes_its_jobs_with_it(make: Make, wish: dict[str, Any], fresh_home: Path) -> None:
+    """The next button is pressed before any tick: what it was making is interrupted, and does not run for ever."""
+    controller = make()
+    job = controller.submit("k", {**wish, "steps": 400}, str(fresh_home))
+    _until(controller, lambda: job.phase == "denoise")
+    controller.kill()
+    end = time.monotonic() + 10
+    while controller.is_running and time.monotonic() < end:
+        time.sleep(0.01)
+    other = controller.submit("l", wish, str(fresh_home))
+    assert job.state == "interrupted"
+    _until(controller, lambda: not other.is_active)
+    assert other.state == "done" and job.state == "interrupted"
+    controller.retry("k")
+    _until(controller, lambda: job.state == "done")
 
 
 def test_a_folder_from_elsewhere_is_not_gone_on_with_unasked(

@@ -2,8 +2,8 @@
 # Copyright Contributors to the Rushes project
 """Inside a Blender with a window: installs the extension, shows its tab in the sequencer, and keeps telling how it is.
 
-Environment: RUSHES_ZIP, RUSHES_COMMAND (the worker), RUSHES_OUT (a folder; `quit` in it ends Blender). Clicks come from
-outside, as an artist's do; this script presses nothing.
+Environment: RUSHES_ZIP, RUSHES_COMMAND (the worker), RUSHES_OUT: a folder. A file `render` in it renders for RENDERED
+seconds, `viewport` takes a picture of the viewport, `quit` ends Blender. Clicks come from outside, as an artist's do.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import bpy
 MODULE = "bl_ext.user_default.rushes"
 OUT = Path(os.environ["RUSHES_OUT"])
 TELL = 0.2  # seconds
+RENDERED = 40  # seconds
 
 # seconds between visits of Blender's main loop, and of those what its own thread computed; the extension's own ticks
 gaps: dict[str, list[tuple[float, float]]] = {"idle": [], "generating": [], "own ticks": []}
+viewport: dict[str, Any] = {}  # the picture that the 3D viewport gave
 last = {"tick": 0.0, "own": 0.0, "told": 0.0}
 
 
@@ -65,6 +67,7 @@ def state() -> dict[str, Any]:
         "jobs": [{"state": job.state, "frames": job.frames, "phase": job.phase} for job in controller.jobs.values()],
         "elements": [len(strip.elements) for strip in strips],
         "quote": bool(controller.quote and not controller.quote.message),
+        "viewport": viewport, "rendering": bpy.app.is_job_running("RENDER"),
         "worker": controller.worker, "message": session().message, "sidebars": sidebars,
         "gaps": {
             name: {"count": len(found), "largest": [f"{gap:.3f} ({own:.3f})" for gap, own in sorted(found)[:-6:-1]]}
@@ -79,6 +82,34 @@ def tell() -> None:
     temporary.replace(OUT / "state.json")
 
 
+def render() -> None:
+    """In the background, as F12 does, with one processor left to the worker."""
+    scene = bpy.context.scene
+    scene.render.engine = "CYCLES"
+    scene.cycles.samples, scene.cycles.time_limit = 1_000_000, RENDERED
+    scene.cycles.use_adaptive_sampling = False  # which would end it sooner
+    scene.cycles.use_denoising = False  # which not every build has
+    scene.render.threads_mode, scene.render.threads = "FIXED", 1
+    scene.render.use_sequencer = False
+    bpy.context.preferences.view.render_display_type = "NONE"
+    with bpy.context.temp_override(window=bpy.context.window_manager.windows[0]):
+        bpy.ops.render.render("INVOKE_DEFAULT")
+
+
+def look_through_viewport() -> None:
+    """The largest area a 3D viewport again, and from it the first frame of a clip, by OpenGL."""
+    window = bpy.context.window_manager.windows[0]
+    area = max(window.screen.areas, key=lambda area: area.width * area.height)
+    if area.type != "VIEW_3D":
+        area.type = "VIEW_3D"
+        return  # and once more, when it has been drawn
+    with bpy.context.temp_override(window=window):
+        bpy.ops.rushes.keyframe(source="VIEWPORT", place="FIRST")
+    image = bpy.data.images.load(bpy.path.abspath(bpy.context.scene.rushes.keyframes[0].image))
+    levels = {round(level, 2) for level in image.pixels[:]}
+    viewport.update(size=list(image.size), levels=len(levels), output=bpy.context.scene.render.filepath)
+
+
 def watch() -> float:
     """As often as Blender comes round: the time between two visits is how long the window stood still."""
     now = time.perf_counter()
@@ -88,6 +119,11 @@ def watch() -> float:
     if time.monotonic() - last["told"] > TELL:
         last["told"] = time.monotonic()
         tell()
+        if (OUT / "render").exists():
+            (OUT / "render").unlink()
+            render()
+        if (OUT / "viewport").exists() and not viewport:
+            look_through_viewport()
         if (OUT / "quit").exists():
             session().controller.kill()
             bpy.app.timers.unregister(watch)

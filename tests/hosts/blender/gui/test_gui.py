@@ -119,7 +119,9 @@ def gui(environment: dict[str, str]) -> Iterator[Gui]:
 
 
 def test_a_clip_is_made_by_clicks(gui: Gui) -> None:
-    """The tab is drawn, the button clicked, the strip grows, a second clip is cancelled; the largest gap is printed."""
+    """The tab is drawn, the button clicked, the strip grows, a second clip is cancelled, a third waits for a render,
+    the viewport gives a keyframe; the largest gap is printed.
+    """
     gui.until(lambda now: now["quote"])
     gui.click(TAB)
     gui.until(lambda now: now["sidebars"][0]["tab"] in ("Rushes", ""))
@@ -147,5 +149,21 @@ def test_a_clip_is_made_by_clicks(gui: Gui) -> None:
     seconds = time.monotonic() - began
     time.sleep(0.5)
     gui.screenshot("cancelled")
+    _renders_while_a_clip_is_made(gui)
+    (gui.out / "viewport").touch()
+    seen = gui.until(lambda now: now["viewport"])["viewport"]
+    assert seen["size"] == [1280, 800] and seen["levels"] > 10 and "keyframes" not in seen["output"], seen
     print(f"\nBlender {done['version']}: gaps in seconds (of them Blender's own thread)", json.dumps(cancelled["gaps"]))
     print(f"cancelled in {seconds:.2f} s")
+
+
+def _renders_while_a_clip_is_made(gui: Gui) -> None:
+    """Blender renders in its background, the clip gets done, and its strip is left alone until the render is over."""
+    gui.click(GENERATE)
+    gui.until(lambda now: len(now["jobs"]) == 3 and now["jobs"][2]["phase"] == "denoise")
+    (gui.out / "render").touch()
+    gui.until(lambda now: now["rendering"])
+    done = gui.until(lambda now: now["jobs"][2]["state"] == "done")
+    assert done["rendering"], "the render was over too early to show anything"
+    assert sorted(done["elements"]) == [1, 1, 258]
+    gui.until(lambda now: sorted(now["elements"]) == [1, 258, 258])

@@ -8,6 +8,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -124,6 +125,17 @@ class Host:
 
     def folder_of(self, job: Any) -> list[bytes]:
         return [path.read_bytes() for path in sorted((Path(job.home) / job.id / "frames").glob("*.png"))]
+
+
+def expected(frames: int, clip_fps: str, scene_fps: str, length: int) -> list[str]:
+    """Which frame is seen at each scene frame, written down from the definition: at time t, the frame begun last."""
+    clip, scene = Fraction(clip_fps), Fraction(scene_fps)
+    names = []
+    for element in range(length):
+        seconds = Fraction(element) / scene
+        begun = [number for number in range(frames) if Fraction(number) / clip <= seconds]
+        names.append(f"{begun[-1] + 1:04d}.png")
+    return names
 
 
 def memory(pid: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import bpy
+from host import Host
 
 _FUNCTIONS = bpy.types.UILayout.bl_rna.functions
 _LAYOUTS = ("row", "column", "box")
@@ -42,3 +43,25 @@ class Layout:
 
 class _Options:
     """What `layout.operator` returns: the operator's properties."""
+
+
+def draw_all(host: Host, is_whole: bool = False) -> Any:
+    """Every panel drawn on a layout that checks what it is asked for; the labels, or all of them as one text."""
+    labels: list[str] = []
+    for cls in host.module("panels").CLASSES:
+        panel = type("Drawn", (cls.__mro__[1],), {})()
+        panel.layout = Layout(labels)
+        panel.draw(bpy.context)
+    preferences = host.module("preferences")
+    preferences.RushesPreferences.draw(_Preferences(preferences.get(), Layout(labels)), bpy.context)
+    return " ".join(labels) if is_whole else labels
+
+
+class _Preferences:
+    """The preferences with a layout of ours."""
+
+    def __init__(self, real: Any, layout: Layout) -> None:
+        self._real, self.layout = real, layout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
