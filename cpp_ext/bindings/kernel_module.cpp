@@ -9,6 +9,7 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <optional>
 #include <string>
@@ -20,6 +21,7 @@
 #include "rushes/attention.h"
 #include "rushes/build_info.h"
 #include "rushes/cpu_features.h"
+#include "rushes/threads.h"
 
 namespace py = pybind11;
 
@@ -89,7 +91,7 @@ struct Question {
     static constexpr std::chrono::milliseconds kPause{10};
     py::object is_cancelled;
     std::chrono::steady_clock::time_point next{};
-    std::optional<py::error_already_set> error;
+    std::exception_ptr error;
 
     static std::int32_t ask(void* context) {
         Question& self = *static_cast<Question*>(context);
@@ -99,8 +101,8 @@ struct Question {
         const py::gil_scoped_acquire lock;
         try {
             return self.is_cancelled().cast<bool>() ? 1 : 0;
-        } catch (py::error_already_set& raised) {
-            self.error.emplace(raised);
+        } catch (...) {  // what it raises, or an answer that is no bool
+            self.error = std::current_exception();
             return 1;
         }
     }
@@ -182,7 +184,7 @@ void attention(const Shape& shape, const Place& q, const Place& k, const Place& 
         const py::gil_scoped_release unlocked;
         status = rushes::attention_run(problem);
     }
-    if (question.error) throw *question.error;
+    if (question.error) std::rethrow_exception(question.error);
     if (status == rushes::Status::kCancelled) throw Cancelled();
     if (status != rushes::Status::kOk) throw std::runtime_error(rushes::attention_message());
 }
@@ -190,6 +192,18 @@ void attention(const Shape& shape, const Place& q, const Place& k, const Place& 
 std::optional<std::string> attention_backend(const Shape& shape, int dtype, int precision, int isa) {
     const char* name = rushes::attention_backend(problem_of(shape, dtype, precision, isa, 1));
     return name ? std::optional<std::string>(name) : std::nullopt;
+}
+
+void share_threads(std::uintptr_t parallel, std::uintptr_t thread_num, std::uintptr_t max_threads,
+                   std::uintptr_t in_parallel) {
+    if (!parallel || !thread_num || !max_threads || !in_parallel)
+        throw py::value_error("share_threads: got an address of 0; four functions are needed");
+    rushes::OpenMp openmp{};
+    openmp.GOMP_parallel = reinterpret_cast<decltype(openmp.GOMP_parallel)>(parallel);
+    openmp.omp_get_thread_num = reinterpret_cast<decltype(openmp.omp_get_thread_num)>(thread_num);
+    openmp.omp_get_max_threads = reinterpret_cast<decltype(openmp.omp_get_max_threads)>(max_threads);
+    openmp.omp_in_parallel = reinterpret_cast<decltype(openmp.omp_in_parallel)>(in_parallel);
+    rushes::share_threads(openmp);
 }
 
 }  // namespace
@@ -207,6 +221,9 @@ PYBIND11_MODULE(_kernel, module) {
     module.def("attention_backend", &attention_backend, py::kw_only(), py::arg("shape"), py::arg("dtype"),
                py::arg("precision"), py::arg("isa"), "The code that would compute it; None when it is refused.");
     module.def("attention_message", &rushes::attention_message, "Why this thread's latest problem was refused.");
+    module.def("share_threads", &share_threads, py::arg("GOMP_parallel"), py::arg("omp_get_thread_num"),
+               py::arg("omp_get_max_threads"), py::arg("omp_in_parallel"),
+               "Runs on the threads of the OpenMP runtime that has these functions. The first call decides.");
     module.def(
         "release_workspace", [] { workspace.release(); }, "Gives back the memory that this thread's calls keep.");
 }

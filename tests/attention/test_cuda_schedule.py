@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from rushes.attention import TileLists, TilePattern
+from rushes.attention import TileLists, TilePattern, TopK
+from rushes.attention.routing import device_top_k
 
 # pytest's importlib mode keeps this folder out of sys.path
 _spec = importlib.util.spec_from_file_location("cuda_emulation", Path(__file__).with_name("cuda_emulation.py"))
@@ -258,6 +260,19 @@ def test_lists_of_each_head(library: ctypes.CDLL, kernel: str) -> None:
     lists = TileLists(query_start, key_start.astype(np.int64), offsets.astype(np.int64), tiles)
     head_dim = int(kernel.split()[1][1:])
     _check(library, kernel, (2, 2, 150, int(key_start[-1]), head_dim), lists)
+
+
+@pytest.mark.parametrize("kernel", ["mma d64 64", "sm90 d64 128"])
+def test_lists_that_the_card_has_made(library: ctypes.CDLL, kernel: str) -> None:
+    """Arrays from routing.py as they are: behind the last list is room that no kernel and no plan may read."""
+    pattern = TopK((3, 6, 9), (2, 4, 4), text=9, density=0.3)
+    q, k = torch.randn(2, 1, 2, pattern.length, 64)
+    query_start, key_start, offsets, tiles = (x.numpy() for x in device_top_k(pattern, q, k, 0.125).arrays)
+    assert len(tiles) > offsets[-1]
+    tiles[offsets[-1] :] = 2**30
+    _check(
+        library, kernel, (1, 2, pattern.length, pattern.length, 64), TileLists(query_start, key_start, offsets, tiles)
+    )
 
 
 @pytest.mark.parametrize("kernel", ["mma d64 128", "sm90 d64 128", "sm90 d64 64"])

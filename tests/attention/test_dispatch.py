@@ -175,6 +175,7 @@ def test_each_call_goes_where_it_is_served_best() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_many_queries_go_to_the_faster_code(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """By the table of what was measured, for the engine that serves here; never for a processor without an entry."""
+    monkeypatch.setattr(dispatch, "MIN_PRODUCTS", dict.fromkeys(dispatch.MIN_PRODUCTS, 0))
     q, k, v = (x.to(dtype) for x in _qkv(length=dispatch.MIN_QUERIES))
     engine = str(kernel.backend_name(64, str(dtype).removeprefix("torch."), None))
     entry = (str(dtype).removeprefix("torch."), engine)
@@ -184,6 +185,21 @@ def test_many_queries_go_to_the_faster_code(monkeypatch: pytest.MonkeyPatch, dty
     assert _served(q, k, v) == "rushes"
     monkeypatch.setattr(dispatch, "FASTER", set())
     assert _served(q, k, v) == "torch"
+
+
+@has_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_little_work_is_not_shared_among_threads(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Each of several threads must have its products; alone a thread takes what there is."""
+    engine = str(kernel.backend_name(64, str(dtype).removeprefix("torch."), None))
+    monkeypatch.setattr(dispatch, "FASTER", {(str(dtype).removeprefix("torch."), engine)})
+    q, k, v = (x.to(dtype) for x in _qkv(length=200))  # 2 * 2 * 200 * 200 * 64 products
+    products = 2 * 2 * 200 * 200 * 64
+    monkeypatch.setitem(dispatch.MIN_PRODUCTS, str(dtype).removeprefix("torch."), products / 3)
+    assert [_served(q, k, v, threads=n) for n in (1, 2, 3, 4)] == ["rushes", "rushes", "rushes", "torch"]
+    assert _served(q[:, :1], k[:, :1], v[:, :1], threads=2) == "torch"
+    assert _served(q, k[:, :, :20], v[:, :, :20], threads=2) == "torch"
+    assert _served(q, k[:, :, :20], v[:, :, :20], threads=1) == "rushes"
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (37, 61), (200, 40), (513, 512)])

@@ -36,6 +36,8 @@ CASES = [
     (1, 1, 97, 129, 256),  # the widest head; one key more than a block
     (1, 1, 1023, 1023, 64),  # several tiles of queries, ragged
     (1, 1, 16, 4096, 128),  # long lists
+    (1, 2, 512, 257, 64),  # a clip's tokens to fewer words than there is room for
+    (1, 1, 257, 512, 128),  # words to tokens
 ]
 
 
@@ -89,6 +91,17 @@ def test_it_is_the_formula(isa: str, precision: str, case: tuple[int, ...], dtyp
     _compare(*_inputs(case, dtype), isa, precision, case[-1] ** -0.5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_four_thousand_tokens(isa: str, precision: str, dtype: torch.dtype) -> None:
+    """Dense self-attention of 4096; a hundred queries are compared, the last among them."""
+    q, k, v = _inputs((1, 1, 4096, 4096, 64), dtype)
+    rows = torch.cat([torch.randint(4095, (99,)), torch.tensor([4095])])
+    out = kernel.compute(q, k, v, scale=0.125, precision=precision, isa=isa)[:, :, rows]
+    work = torch.bfloat16 if precision == "bf16" else dtype
+    peer = F.scaled_dot_product_attention(q[:, :, rows].to(work), k.to(work), v.to(work), scale=0.125)
+    _assert_close(out, peer, _reference(q[:, :, rows], k, v, 0.125), work)
+
+
 @pytest.mark.parametrize("scale", [0.37, -0.2, 0.0])
 def test_any_scale(isa: str, precision: str, scale: float) -> None:
     """Negative turns the order of the scores round; zero gives every key the same weight, the padding none."""
@@ -108,10 +121,12 @@ def test_rising_scores_are_rescaled(isa: str, precision: str) -> None:
     _compare(q.abs() + 1, k, v, isa, precision, 0.2)
 
 
-def test_huge_values_stay_finite(isa: str, precision: str) -> None:
-    """Scores of 1e7 and values of 1e30 overflow nothing."""
+@pytest.mark.parametrize(("dtype", "key", "value"), [(torch.float32, 1e3, 1e30), (torch.bfloat16, 1e3, 1e30),
+                                                     (torch.float16, 1e3, 1e4)], ids=str)  # fmt: skip
+def test_huge_values_stay_finite(isa: str, precision: str, dtype: torch.dtype, key: float, value: float) -> None:
+    """Scores of 1e7 and values of 1e30, or what float16 has, overflow nothing."""
     q, k, v = _inputs((1, 1, 33, 90, 32), torch.float32, std=1e4)
-    k, v = k * 1e3, v * 1e30
+    q, k, v = (x.to(dtype) for x in (q, k * key, v * value))
     out = kernel.compute(q, k, v, scale=32**-0.5, precision=precision, isa=isa)
     assert out.isfinite().all()
     best = (q.double() @ k.double().transpose(-1, -2)).topk(2, -1)
@@ -137,16 +152,19 @@ def test_strides_do_not_matter(isa: str, precision: str, dtype: torch.dtype) -> 
     assert torch.equal(same[:, :, 0], same[:, :, 49])
 
 
-def test_the_bits_depend_on_nothing_but_the_input(isa: str, precision: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_bits_depend_on_nothing_but_the_input(isa: str, precision: str, dtype: torch.dtype) -> None:
     """Not on repeats, the number of threads, the batch, or what the workspace held before."""
-    q, k, v = _inputs((3, 4, 400, 333, 64), torch.float32)
+    q, k, v = _inputs((3, 4, 400, 333, 64), dtype)
     first = kernel.compute(q, k, v, scale=0.125, precision=precision, isa=isa, threads=1)
     kernel.compute(q * torch.nan, k, v, scale=0.125, precision=precision, isa=isa)  # dirties the workspace
     for threads in (1, 2, 4, 7):
         again = kernel.compute(q, k, v, scale=0.125, precision=precision, isa=isa, threads=threads)
         assert torch.equal(again, first)
-    alone = kernel.compute(q[1:2], k[1:2], v[1:2], scale=0.125, precision=precision, isa=isa, threads=2)
-    assert torch.equal(alone, first[1:2])
+    for i in range(3):
+        one = (x[i : i + 1] for x in (q, k, v))
+        alone = kernel.compute(*one, scale=0.125, precision=precision, isa=isa, threads=2)
+        assert torch.equal(alone, first[i : i + 1])
 
 
 def test_callers_in_two_threads_do_not_mix() -> None:

@@ -27,6 +27,19 @@ from rushes.attention.patterns import TileLists
 _NAME = "rushes.attention._kernel_cuda"
 
 
+class DeviceLists(NamedTuple):
+    """counts: query tiles, key tiles, sets, tokens of the largest query tile. arrays: as TileLists.arrays, on the card.
+
+    Made by device_lists(), which checks, or by the card itself (routing.py); tiles may be longer than offsets say.
+    """
+
+    counts: tuple[int, int, int, int]
+    arrays: tuple[Tensor, ...]
+
+
+Lists = TileLists | DeviceLists
+
+
 @functools.cache
 def load_cuda() -> Extension:
     """The compiled module. The first answer is kept, a failure too."""
@@ -47,7 +60,7 @@ def load_cuda() -> Extension:
 
 
 def obstacles(
-    q: Tensor, k: Tensor, v: Tensor, precision: str | None, lists: TileLists | None = None, *, proof: bool = True
+    q: Tensor, k: Tensor, v: Tensor, precision: str | None, lists: Lists | None = None, *, proof: bool = True
 ) -> Iterator[str]:
     """Why the kernel cannot compute this, one sentence each, for CUDA tensors that fit each other.
 
@@ -83,9 +96,9 @@ def _obstacle(name: str, tensor: Tensor) -> str | None:
     return None
 
 
-def compute(q: Tensor, k: Tensor, v: Tensor, *, scale: float, lists: TileLists | None = None) -> Tensor:
+def compute(q: Tensor, k: Tensor, v: Tensor, *, scale: float, lists: Lists | None = None) -> Tensor:
     """Ask for the kernel on the current stream, on arguments without obstacles. Waits for nothing; may be captured into
-    a graph once the lists have been used on the card before. Raises RuntimeError for what the card refuses."""
+    a graph once TileLists have been used on the card before. Raises RuntimeError for what the card refuses."""
     module = load_cuda().module
     assert module is not None
     problem = _Problem(q, k, v, scale, lists)
@@ -95,7 +108,7 @@ def compute(q: Tensor, k: Tensor, v: Tensor, *, scale: float, lists: TileLists |
     return problem.out
 
 
-def served_by(q: Tensor, k: Tensor, v: Tensor, lists: TileLists | None = None) -> str:
+def served_by(q: Tensor, k: Tensor, v: Tensor, lists: Lists | None = None) -> str:
     """What last_backend() says after compute(): "rushes cuda wgmma 128x128" """
     module = load_cuda().module
     assert module is not None
@@ -105,7 +118,7 @@ def served_by(q: Tensor, k: Tensor, v: Tensor, lists: TileLists | None = None) -
 class _Problem:
     """The arguments of the module's functions, and the tensors that must live as long as they."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lists: TileLists | None) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lists: Lists | None) -> None:
         q, k, v = (_native(x) for x in (q, k, v))
         self.out: Tensor = empty_like_queries(q)
         self._kept = (q, k, v)
@@ -120,10 +133,18 @@ class _Problem:
             "lists": None,
         }
         if lists is not None:
-            moved = device_lists(lists, q.device)
-            for array in moved.arrays:
-                array.record_stream(stream)  # the lists may die before the kernel has read them
-            self.arguments["lists"] = (moved.counts, tuple(array.data_ptr() for array in moved.arrays))
+            self.arguments["lists"] = list_arguments(lists, q.device, stream)
+
+
+def list_arguments(
+    lists: Lists, device: torch.device, stream: torch.cuda.Stream | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Counts and addresses. stream: that of the kernel, which may read the lists when they are gone here."""
+    moved = lists if isinstance(lists, DeviceLists) else device_lists(lists, device)
+    if stream is not None:
+        for array in moved.arrays:
+            array.record_stream(stream)
+    return moved.counts, tuple(array.data_ptr() for array in moved.arrays)
 
 
 def _native(x: Tensor) -> Tensor:
@@ -131,13 +152,6 @@ def _native(x: Tensor) -> Tensor:
     steps = [step for step, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
     fits = x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(step > 0 and step % 8 == 0 for step in steps)
     return x if fits else x.clone(memory_format=torch.contiguous_format)
-
-
-class DeviceLists(NamedTuple):
-    """counts: query tiles, key tiles, sets, tokens of the largest query tile. arrays: as TileLists.arrays."""
-
-    counts: tuple[int, int, int, int]
-    arrays: tuple[Tensor, ...]
 
 
 _moved: weakref.WeakKeyDictionary[TileLists, dict[torch.device, DeviceLists]] = weakref.WeakKeyDictionary()

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from rushes.attention import kernel, latest
-from rushes.attention.arrays import is_floating, is_torch
+from rushes.attention.arrays import dtype_name, is_floating, is_torch
 from rushes.attention.patterns import TileLists, TilePattern, TopK
 
 Array = TypeVar("Array")
@@ -32,6 +32,9 @@ FASTER = {
     ("bfloat16", "avx2"), ("bfloat16", "amx_bf16"),
 }  # fmt: skip
 MIN_QUERIES = 128
+# Products of each thread, where there are several. With fewer, what a call costs by itself decides, and that is more
+# here than in torch. One thread alone needs none.
+MIN_PRODUCTS = {"float32": 3e6, "float16": 3e6, "bfloat16": 1e6}
 
 if sys.modules.get("torch") is not None:
     # Whoever loads torch first may compile its model with torch.compile, which cannot register an operator while it
@@ -112,19 +115,24 @@ def serve(
     cancel: threading.Event | None = None,
 ) -> Any:
     """attention() for arguments that have been checked, computed here and now."""
-    chosen = _choose(q, k, v, pattern, precision, backend)
+    chosen = _choose(q, k, v, pattern, precision, backend, threads)
     if chosen != "rushes":
         from rushes.attention import torch_backend
 
         lists = _resolve(pattern, q, k, scale)
         return torch_backend.torch_attention(q, k, v, scale, lists, by_flex=chosen == "flex")
-    lists = _resolve(pattern, q, k, scale)
     if _on_card(q):
-        from rushes.attention import cuda
+        from rushes.attention import cuda, routing
 
-        out = cuda.compute(q, k, v, scale=scale, lists=lists)
-        latest.note_backend(cuda.served_by(q, k, v, lists))
+        on_card: cuda.Lists | None
+        if isinstance(pattern, TopK):
+            on_card = routing.device_top_k(pattern, q, k, scale)
+        else:
+            on_card = _resolve(pattern, q, k, scale)
+        out = cuda.compute(q, k, v, scale=scale, lists=on_card)
+        latest.note_backend(cuda.served_by(q, k, v, on_card))
         return out
+    lists = _resolve(pattern, q, k, scale)
     out = kernel.compute(q, k, v, scale=scale, lists=lists, precision=precision, threads=threads, cancel=cancel)
     latest.note_backend(kernel.served_by(q, precision))
     return out
@@ -169,7 +177,13 @@ def forced_backend() -> Backend | None:
 
 
 def _choose(
-    q: Any, k: Any, v: Any, pattern: Pattern | None, precision: Precision | None, backend: Backend | None
+    q: Any,
+    k: Any,
+    v: Any,
+    pattern: Pattern | None,
+    precision: Precision | None,
+    backend: Backend | None,
+    threads: int | None,
 ) -> Backend:
     if backend not in (None, "torch", "flex", "rushes"):
         raise ValueError(f"backend: got {backend!r}; torch, flex or rushes is allowed")
@@ -181,7 +195,7 @@ def _choose(
         if reasons:
             raise ValueError("; ".join(reasons))
         return "rushes"
-    if not reasons and (pattern is not None or _is_faster(q)):
+    if not reasons and (pattern is not None or _is_faster(q, k, threads)):
         return "rushes"
     return "flex" if pattern is not None and _on_card(q) and _flex_obstacle() is None else "torch"
 
@@ -202,12 +216,15 @@ def _flex_obstacle() -> str | None:
     return flex.obstacle()
 
 
-def _is_faster(q: Any) -> bool:
-    """Whether dense attention of these queries takes the kernel less time than torch."""
-    if _on_card(q):
+def _is_faster(q: Any, k: Any, threads: int | None) -> bool:
+    """Whether dense attention of these takes the kernel less time than torch."""
+    if _on_card(q) or q.shape[2] < MIN_QUERIES:
         return False  # not measured on any card yet
-    engine = kernel.served_by(q, None).rpartition(" ")[2]
-    return q.shape[2] >= MIN_QUERIES and (str(q.dtype).removeprefix("torch."), engine) in FASTER
+    dtype, engine = dtype_name(q.dtype), kernel.served_by(q, None).rpartition(" ")[2]
+    if (dtype, engine) not in FASTER:
+        return False
+    count = threads or kernel.default_threads()
+    return count == 1 or 2 * math.prod(q.shape) * k.shape[2] >= MIN_PRODUCTS[dtype] * count
 
 
 def _resolve(pattern: Pattern | None, q: Any, k: Any, scale: float) -> TileLists | None:

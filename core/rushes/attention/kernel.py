@@ -14,6 +14,7 @@ from typing import Any
 from rushes.attention.arrays import DTYPES, empty_like_queries, is_torch, obstacle, view
 from rushes.attention.extension import load_extension
 from rushes.attention.patterns import TileLists
+from rushes.attention.threads import share_torch_threads
 
 PRECISIONS = {None: 0, "fp32": 1, "bf16": 2, "int8": 3}
 # 0: the best that the processor has. The others are for tests and measurements.
@@ -79,6 +80,7 @@ def compute(
     """Run the kernel on arguments without obstacles; see `dispatch.attention`. Raises Cancelled."""
     module = load_extension().module
     assert module is not None
+    share_torch_threads(module)
     out = empty_like_queries(q)
     seen = view(q)
     batch, heads, length, head_dim = seen.shape

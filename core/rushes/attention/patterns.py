@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rushes.attention.arrays import to_float32
+from rushes.attention.arrays import is_torch, to_float32
 
 Triple = tuple[int, int, int]
 
@@ -175,7 +175,14 @@ class TopK(_Tiling):
             raise ValueError(f"density: got {self.density}; above 0 and up to 1 is allowed")
 
     def lists(self, q: Any, k: Any, scale: float = 1.0) -> TileLists:
-        """Lists for these q and k, [batch, heads, length, head_dim] in tile order; one set for each batch and head."""
+        """Lists for these q and k, [batch, heads, length, head_dim] in tile order; one set for each batch and head.
+
+        Tensors on another device are asked there; this then waits for the answer (routing.device_top_k does not).
+        """
+        if is_torch(q) and q.device.type != "cpu":
+            from rushes.attention import routing
+
+            return routing.host_lists(routing.device_top_k(self, q, k, scale))
         starts = self.starts()
         sizes = np.diff(starts)
         n = len(sizes) - bool(self.text)  # video tiles

@@ -17,19 +17,22 @@ struct Bf16Scores {
     static const float* scales(const Word*, std::int64_t) { return nullptr; }
 
     // A negative scale turns the largest score into the smallest, so its sign goes into q.
-    static void pack_queries(const TileTask& t, std::int64_t chunks, float factor, Word* q, float* factors) {
+    static void pack_queries(const TileTask& t, std::int64_t first, std::int64_t count, std::int64_t chunks,
+                             float factor, Word* q, float* factors) {
         const AmxRows rows = {t.dtype, t.q, t.q_token, t.q_channel, t.head_dim};
         const __m512i sign = _mm512_set1_epi16(t.scale < 0 ? -0x8000 : 0);
-        for (std::int64_t row = 0; row < t.rows; row += 16)
+        for (std::int64_t half = 0; half * 16 < count; ++half)
             for (std::int64_t c = 0; c < chunks; ++c) {
                 __m512i r[16];
-                for (int i = 0; i < 16; ++i)
-                    r[i] = row + i < t.rows ? _mm512_xor_si512(rows.pairs(row + i, c * 32), sign)
-                                            : _mm512_setzero_si512();
+                for (std::int64_t i = 0; i < 16; ++i) {
+                    const std::int64_t row = half * 16 + i;
+                    r[i] = row < count ? _mm512_xor_si512(rows.pairs(first + row, c * 32), sign)
+                                       : _mm512_setzero_si512();
+                }
                 transpose(r);
-                store_word_rows(q + ((row / 32 * chunks + c) * 2 + row / 16 % 2) * kTileWords, r);
+                store_word_rows(q + (c * 2 + half) * kTileWords, r);
             }
-        for (std::int64_t row = 0; row < (t.rows + 31) / 32 * 32; ++row) factors[row] = factor;
+        for (int row = 0; row < 32; ++row) factors[row] = factor;
     }
 
     static void pack_keys(const AmxRows& k, const PackTask& t, std::int64_t chunks) {

@@ -56,17 +56,19 @@ struct Int8Scores {
         return reinterpret_cast<const float*>(strip + chunks * 2 * kTileWords);
     }
 
-    static void pack_queries(const TileTask& t, std::int64_t chunks, float factor, Word* q, float* factors) {
+    static void pack_queries(const TileTask& t, std::int64_t first, std::int64_t count, std::int64_t chunks,
+                             float factor, Word* q, float* factors) {
         const AmxRows rows = {t.dtype, t.q, t.q_token, t.q_channel, t.head_dim};
         alignas(64) char lines[4][16][64];
-        for (std::int64_t row = 0; row < (t.rows + 31) / 32 * 32; row += 16) {
+        for (std::int64_t half = 0; half < 2; ++half) {
             std::memset(lines, 0, sizeof lines);
-            for (int i = 0; i < 16; ++i) {
-                const float scale = row + i < t.rows
-                                        ? quantise(rows, row + i, nullptr, chunks, lines[0][i], sizeof lines[0])
-                                        : 1.0f;
+            for (std::int64_t i = 0; i < 16; ++i) {
+                const std::int64_t row = half * 16 + i;
+                const float scale = row < count ? quantise(rows, first + row, nullptr, chunks, lines[0][i],
+                                                           sizeof lines[0])
+                                                : 1.0f;
                 const float used = scale * factor;
-                factors[row + i] = used < 1e-37f ? 1e-37f : used;  // NaN stays
+                factors[row] = used < 1e-37f ? 1e-37f : used;  // NaN stays
             }
             for (std::int64_t c = 0; c < chunks; ++c) {
                 __m512i r[16];
@@ -75,7 +77,7 @@ struct Int8Scores {
                     if (t.scale < 0) r[i] = _mm512_sub_epi8(_mm512_setzero_si512(), r[i]);
                 }
                 transpose(r);
-                store_word_rows(q + ((row / 32 * chunks + c) * 2 + row / 16 % 2) * kTileWords, r);
+                store_word_rows(q + (c * 2 + half) * kTileWords, r);
             }
         }
     }

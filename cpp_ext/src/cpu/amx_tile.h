@@ -6,8 +6,11 @@
 //
 // Turned     Scores lie as [keys][queries] and sums as [channels][queries]: a lane of a register is a query all the way,
 //            so that maxima and sums of weights need nothing across lanes, and keys are packed by copying rows.
-// Walk       Runs of kRun strips stay in the second-level cache while the tile's groups of 32 queries pass over them one
+// Walk       Runs of kRun strips stay in the second-level cache while the task's groups of 32 queries pass over them one
 //            after another; a group's state stays in the first-level cache for a run. The next run is prefetched.
+// Parts      A task may hold several query tiles, each with its own list: the walk is over the strips that any of them
+//            attends to, and a group passes over what is not its own. Its state does not see it, so neither do its bits:
+//            sums go on from block to block without a rounding, wherever the blocks begin.
 // One pass   Weights are taken against the maximum so far; only when one comes out above 2^8 is the strip done again. The
 //            maxima are whole powers of two, so that what came before is rescaled without error.
 // Not here   Weaving the vector code between the tiles' products: it gains nothing, as the processors that were measured
@@ -40,7 +43,7 @@ struct Bf16Product {
 
 template <class S>
 struct AmxTile {
-    static constexpr std::int64_t kBlock = 8, kRun = 32, kGroupRows = 32, kTileRows = 256;
+    static constexpr std::int64_t kBlock = 8, kRun = 32, kFirstRun = 8, kGroupRows = 32, kTileRows = 256;
     static constexpr std::int64_t kScoreWords = 4 * kTileWords, kWeightWords = 2 * kTileWords;  // of a strip
 
     static std::int64_t chunks(std::int64_t head_dim) { return (head_dim + S::kChunk - 1) / S::kChunk; }
@@ -86,32 +89,59 @@ struct AmxTile {
         return carve(nullptr, d, w);
     }
 
-    // Where the walk over runs of strips, groups of queries and strips is.
+    // The strips of the next run are fetched to the second-level cache, a strip and group of this one at a time, as many
+    // lines as will have fetched all at its end.
+    struct Ahead {
+        std::int64_t each;
+        std::int64_t strip, end, line;
+    };
+
+    // Up to 32 queries of one part of the task, and whether anything of them has been weighted and summed yet.
+    struct Group {
+        std::int64_t row, rows;
+        unsigned part;  // its bit in StripRef::parts
+        bool weighted, summed;
+
+        bool wide() const { return rows > 16; }
+    };
+    // Where the walk over runs of strips, groups of queries and the group's own strips is.
     struct Place {
         std::int64_t run, group, strip;  // first strip of the run; strip of the list
-        bool wide;                       // more than 16 queries
-        std::int64_t slot;               // of the scores
+        std::int64_t slot, block;        // of the scores; of the weights: the group's strips of a run, kBlock by kBlock
     };
     struct Walk {
         const TileTask& t;
         Work w;
         std::int64_t chunks, pairs, groups;
+        Group group[kTileRows / kGroupRows];
+        const Word* block_values[kBlock];
+        Ahead ahead;
 
+        // Short at first: the first run is not in the cache yet, and each fetches the next.
         std::int64_t run_end(std::int64_t run) const {
-            return run + kRun < t.strip_count ? run + kRun : t.strip_count;
+            const std::int64_t end = run + (run < kFirstRun ? kFirstRun : run < kRun ? run : kRun);
+            return end < t.strip_count ? end : t.strip_count;
         }
-        bool is_wide(std::int64_t group) const { return t.rows - group * kGroupRows > 16; }
+        // To the next strip, this one included, that its group attends to; false where there is none left.
+        bool seek(Place& p) const {
+            for (;;) {
+                for (const std::int64_t end = run_end(p.run); p.strip < end; ++p.strip)
+                    if (t.strips[p.strip].parts & group[p.group].part) return true;
+                if (++p.group == groups) {
+                    p.group = 0;
+                    p.run = run_end(p.run);
+                    if (p.run == t.strip_count) return false;
+                }
+                p.strip = p.run;
+                p.block = -1;
+            }
+        }
         bool advance(Place& p) const {
             p.slot ^= 1;
-            if (++p.strip < run_end(p.run)) return true;
-            if (++p.group == groups) {
-                p.group = 0;
-                p.run = run_end(p.run);
-                if (p.run == t.strip_count) return false;
-            }
-            p.strip = p.run;
-            p.wide = is_wide(p.group);
-            return true;
+            ++p.strip;
+            const bool more = seek(p);
+            p.block = (p.block + 1) % kBlock;
+            return more;
         }
         const Word* keys(std::int64_t strip) const {
             return t.packed_k + t.strips[strip].index * static_cast<std::int64_t>(k_strip_words(t.head_dim));
@@ -119,11 +149,11 @@ struct AmxTile {
         const Word* values(std::int64_t strip) const {
             return t.packed_v + t.strips[strip].index * static_cast<std::int64_t>(v_strip_words(t.head_dim));
         }
-        const Word* queries(std::int64_t group) const { return w.q + group * chunks * 2 * kTileWords; }
-        float* sums(std::int64_t group) const { return w.sums + group * pairs * 4 * kTileWords; }
+        const Word* queries(std::int64_t i) const { return w.q + i * chunks * 2 * kTileWords; }
+        float* sums(std::int64_t i) const { return w.sums + i * pairs * 4 * kTileWords; }
         float* scores(const Place& p) const { return w.scores + p.slot * kScoreWords; }
-        // Of the strip at p; those of a block follow each other.
-        Word* weights(const Place& p) const { return w.p + (p.strip - p.run) % kBlock * kWeightWords; }
+        Word* weights(const Place& p) const { return w.p + p.block * kWeightWords; }
+        bool wide(const Place& p) const { return group[p.group].wide(); }
     };
 
     // Scores of a strip to weights of 16 queries and their sum. Returns whose weights are too large.
@@ -184,45 +214,47 @@ struct AmxTile {
 
     static void multiply_keys(const Walk& r, const Place& x) {
         const Word *k = r.keys(x.strip), *q = r.queries(x.group);
+        const bool wide = r.wide(x);
         memory_is_used();
         zero_sums();
         for (std::int64_t c = 0; c < r.chunks; ++c)
-            multiply<typename S::Product>(k + c * 2 * kTileWords, q + c * 2 * kTileWords, x.wide);
+            multiply<typename S::Product>(k + c * 2 * kTileWords, q + c * 2 * kTileWords, wide);
         float* to = r.scores(x);
-        store_sums(to, to + 2 * kTileWords, to + kTileWords, to + 3 * kTileWords, x.wide);
+        store_sums(to, to + 2 * kTileWords, to + kTileWords, to + 3 * kTileWords, wide);
         memory_is_used();
         for (std::int64_t key = r.t.strips[x.strip].valid; key < kStripKeys; ++key)
             for (int half = 0; half < 2; ++half) S::store_nothing(to + half * 2 * kTileWords + key * 16);
     }
 
-    // Values of the `count` strips up to y by their weights.
-    static void multiply_values(const Walk& r, const Place& y, std::int64_t count) {
-        const std::int64_t start = y.strip + 1 - count;
+    // Values of the block's strips, up to that at y, by their weights.
+    static void multiply_values(Walk& r, const Place& y) {
+        const bool wide = r.wide(y), first = !r.group[y.group].summed;
         memory_is_used();
         for (std::int64_t i = 0; i < r.pairs; ++i) {
             float* sums = r.sums(y.group) + i * 4 * kTileWords;
-            if (start == 0) {
+            if (first) {
                 zero_sums();
             } else {
                 _tile_loadd(0, sums, 64);
                 _tile_loadd(2, sums + 2 * kTileWords, 64);
-                if (y.wide) {
+                if (wide) {
                     _tile_loadd(1, sums + kTileWords, 64);
                     _tile_loadd(3, sums + 3 * kTileWords, 64);
                 }
             }
-            for (std::int64_t j = 0; j < count; ++j)
-                multiply<Bf16Product>(r.values(start + j) + i * 2 * kTileWords, r.w.p + j * kWeightWords, y.wide);
-            store_sums(sums, sums + kTileWords, sums + 2 * kTileWords, sums + 3 * kTileWords, y.wide);
+            for (std::int64_t j = 0; j <= y.block; ++j)
+                multiply<Bf16Product>(r.block_values[j] + i * 2 * kTileWords, r.w.p + j * kWeightWords, wide);
+            store_sums(sums, sums + kTileWords, sums + 2 * kTileWords, sums + 3 * kTileWords, wide);
         }
         memory_is_used();
+        r.group[y.group].summed = true;
     }
 
     // The largest score of each query of `which` in the strip, rounded up: powers of two then rescale without error.
     static void raise_maxima(const Walk& r, const Place& y, unsigned which) {
         const std::int64_t row = y.group * kGroupRows;
         const float* scales = S::scales(r.keys(y.strip), r.chunks);
-        for (int half = 0; half < (y.wide ? 2 : 1); ++half) {
+        for (int half = 0; half < (r.wide(y) ? 2 : 1); ++half) {
             const float* from = r.scores(y) + half * 2 * kTileWords;
             __m512 top = _mm512_set1_ps(-INFINITY), top2 = top;
             for (std::int64_t key = 0; key < kStripKeys; key += 2) {
@@ -253,7 +285,7 @@ struct AmxTile {
         const std::int64_t row = y.group * kGroupRows;
         std::memcpy(before, r.w.maxima + row, sizeof before);
         raise_maxima(r, y, which);
-        for (int half = 0; half < (y.wide ? 2 : 1); ++half) {
+        for (int half = 0; half < (r.wide(y) ? 2 : 1); ++half) {
             const __m512 moved =
                 _mm512_sub_ps(_mm512_load_ps(before + half * 16), _mm512_loadu_ps(r.w.maxima + row + half * 16));
             const __mmask16 mask = static_cast<__mmask16>(which >> (16 * half));
@@ -269,64 +301,94 @@ struct AmxTile {
         }
     }
 
-    static void soften_strip(const Walk& r, const Place& y) {
-        if (y.strip == 0) raise_maxima(r, y, ~0u);
+    static void soften_strip(Walk& r, const Place& y) {
+        if (!r.group[y.group].weighted) raise_maxima(r, y, ~0u);
+        r.group[y.group].weighted = true;
+        r.block_values[y.block] = r.values(y.strip);
         __m512 totals[2] = {};
         unsigned above = soften(r, y, 0, totals[0]);
-        if (y.wide) above |= static_cast<unsigned>(soften(r, y, 1, totals[1])) << 16;
+        if (r.wide(y)) above |= static_cast<unsigned>(soften(r, y, 1, totals[1])) << 16;
         if (above) {
             rescale(r, y, above);
             soften(r, y, 0, totals[0]);
-            if (y.wide) soften(r, y, 1, totals[1]);
+            if (r.wide(y)) soften(r, y, 1, totals[1]);
         }
         float* weights = r.w.weights + y.group * kGroupRows;
         for (int half = 0; half < 2; ++half)
             _mm512_storeu_ps(weights + half * 16, _mm512_add_ps(_mm512_loadu_ps(weights + half * 16), totals[half]));
     }
 
-    // The strip at this place of the next run, in as many parts as there are groups.
-    static void prefetch_next_run(const Walk& r, const Place& y) {
-        const std::int64_t next = y.strip + kRun;
-        if (next >= r.t.strip_count) return;
-        const auto part = [&](const Word* strip, std::size_t words) {
-            const std::int64_t lines = static_cast<std::int64_t>(words) / 16;
-            for (std::int64_t i = y.group * lines / r.groups; i < (y.group + 1) * lines / r.groups; ++i)
-                _mm_prefetch(reinterpret_cast<const char*>(strip + i * 16), _MM_HINT_T1);
-        };
-        part(r.keys(next), k_strip_words(r.t.head_dim));
-        part(r.values(next), v_strip_words(r.t.head_dim));
+    static std::int64_t lines(std::size_t words) { return static_cast<std::int64_t>(words) / 16; }
+
+    static void begin_run(Walk& r, std::int64_t run) {
+        const std::int64_t next = r.run_end(run);
+        const std::int64_t end = next < r.t.strip_count ? r.run_end(next) : next;
+        std::int64_t steps = 0;
+        for (std::int64_t g = 0; g < r.groups; ++g)
+            for (std::int64_t s = run; s < next; ++s) steps += (r.t.strips[s].parts & r.group[g].part) != 0;
+        const std::int64_t all = (end - next) * lines(k_strip_words(r.t.head_dim) + v_strip_words(r.t.head_dim));
+        r.ahead = {(all + steps - 1) / steps, next, end, 0};
+    }
+
+    static void look_ahead(Walk& r) {
+        Ahead& a = r.ahead;
+        const std::int64_t k_lines = lines(k_strip_words(r.t.head_dim));
+        const std::int64_t all_lines = k_lines + lines(v_strip_words(r.t.head_dim));
+        for (std::int64_t left = a.each; left > 0 && a.strip < a.end;) {
+            const char* k = reinterpret_cast<const char*>(r.keys(a.strip));
+            const char* v = reinterpret_cast<const char*>(r.values(a.strip));
+            for (; left > 0 && a.line < k_lines; --left, ++a.line) _mm_prefetch(k + a.line * 64, _MM_HINT_T1);
+            for (; left > 0 && a.line < all_lines; --left, ++a.line)
+                _mm_prefetch(v + (a.line - k_lines) * 64, _MM_HINT_T1);
+            if (a.line < all_lines) return;
+            a.line = 0;
+            ++a.strip;
+        }
     }
 
     // The next strip's scores are begun before this one's are softened: the vector unit need not wait for them.
-    static void walk(const Walk& r) {
-        Place x{0, 0, 0, r.is_wide(0), 0};
+    static void walk(Walk& r) {
+        Place x{0, 0, 0, 0, -1};
+        r.seek(x);
+        x.block = 0;
         multiply_keys(r, x);
+        std::int64_t run = -1;
         for (bool more = true; more;) {
             const Place y = x;
             more = r.advance(x);
             if (more) multiply_keys(r, x);
-            prefetch_next_run(r, y);
+            if (y.run != run) begin_run(r, y.run);
+            run = y.run;
+            look_ahead(r);
             soften_strip(r, y);
-            const std::int64_t count = (y.strip - y.run) % kBlock + 1;
-            if (count == kBlock || y.strip + 1 == r.run_end(y.run)) multiply_values(r, y, count);
+            if (y.block + 1 == kBlock || !more || x.group != y.group || x.run != y.run) multiply_values(r, y);
         }
     }
 
     static void tile(const TileTask& t, void* scratch) {
-        Walk r{t, {}, chunks(t.head_dim), channel_pairs(t.head_dim), (t.rows + kGroupRows - 1) / kGroupRows};
+        Walk r{t, {}, chunks(t.head_dim), channel_pairs(t.head_dim), 0, {}, {}, {}};
         carve(static_cast<char*>(scratch), t.head_dim, r.w);
         // Zero would make NaN of the -inf of the tails; the smallest factor gives the same weights.
         float factor = (t.scale < 0 ? -t.scale : t.scale) * kLog2E;
         if (!(factor > 1e-37f)) factor = 1e-37f;
-        S::pack_queries(t, r.chunks, factor, r.w.q, r.w.factors);
+        std::int64_t row = 0;
+        for (std::int64_t part = 0; part < t.parts; ++part)
+            for (std::int64_t end = row + t.part_rows[part]; row < end; row += r.group[r.groups++].rows)
+                r.group[r.groups] = {row, end - row < kGroupRows ? end - row : kGroupRows, 1u << part, false, false};
+        for (std::int64_t i = 0; i < r.groups; ++i)
+            S::pack_queries(t, r.group[i].row, r.group[i].rows, r.chunks, factor, r.w.q + i * r.chunks * 2 * kTileWords,
+                            r.w.factors + i * kGroupRows);
         std::memset(r.w.weights, 0, static_cast<std::size_t>(r.groups * kGroupRows) * sizeof(float));
         walk(r);
-        for (std::int64_t row = 0; row < t.rows; row += 16) {
-            const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_loadu_ps(r.w.weights + row));
-            const std::int64_t rows = t.rows - row < 16 ? t.rows - row : 16;
-            for (std::int64_t c = 0; c < t.head_dim; c += 16)
-                store_outputs(r.sums(row / 32) + (c / 16 * 2 + row / 16 % 2) * kTileWords, inverse, rows, t, row, c);
-        }
+        for (std::int64_t i = 0; i < r.groups; ++i)
+            for (std::int64_t half = 0; half * 16 < r.group[i].rows; ++half) {
+                const float* weights = r.w.weights + i * kGroupRows + half * 16;
+                const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_loadu_ps(weights));
+                const std::int64_t left = r.group[i].rows - half * 16;
+                for (std::int64_t c = 0; c < t.head_dim; c += 16)
+                    store_outputs(r.sums(i) + (c / 16 * 2 + half) * kTileWords, inverse, left < 16 ? left : 16, t,
+                                  r.group[i].row + half * 16, c);
+            }
     }
 
     static void pack(const PackTask& t, void*) {
@@ -344,7 +406,7 @@ struct AmxTile {
     static void leave() { _tile_release(); }
 
     static const KernelTable* table() {
-        static const KernelTable kTable = {S::kName, kStripKeys, kTileRows, 16, &k_strip_words, &v_strip_words,
+        static const KernelTable kTable = {S::kName, kStripKeys, kTileRows, 16, kTileRows / kGroupRows, kGroupRows, &k_strip_words, &v_strip_words,
                                            &scratch_bytes, S::kSumKeys, &pack, &tile, &enter, &leave};
         return &kTable;
     }

@@ -17,7 +17,8 @@ using Word = std::uint32_t;  // one float32, or two neighbouring bfloat16
 // A strip: as many keys as one step of the products takes, packed; the last of a tile may hold fewer valid ones.
 struct StripRef {
     std::int32_t index;
-    std::int32_t valid;
+    std::int16_t valid;
+    std::uint16_t parts;  // bit p: part p of the task attends to it
 };
 
 struct PackTask {
@@ -43,7 +44,9 @@ struct TileTask {
     const Word* packed_k;  // strip 0 of this head
     const Word* packed_v;
     const StripRef* strips;
-    std::int64_t strip_count;  // 1 or more
+    std::int64_t strip_count;       // 1 or more, for each part too
+    const std::int32_t* part_rows;  // [parts]: the rows are those of one query tile after another, each with own strips
+    std::int64_t parts;
 };
 
 struct KernelTable {
@@ -51,6 +54,8 @@ struct KernelTable {
     std::int64_t strip_keys;
     std::int64_t tile_rows;     // at most, of one TileTask
     std::int64_t row_multiple;  // that wastes nothing
+    std::int64_t most_parts;     // of one TileTask
+    std::int64_t part_multiple;  // rows that a part of several is filled up to
     std::size_t (*k_strip_words)(std::int64_t head_dim);
     std::size_t (*v_strip_words)(std::int64_t head_dim);
     std::size_t (*scratch_bytes)(std::int64_t head_dim);  // per thread, 64-byte aligned; shared by pack and tile

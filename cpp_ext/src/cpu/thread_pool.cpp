@@ -2,17 +2,25 @@
 // Copyright Contributors to the Rushes project
 #include "thread_pool.h"
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
 
+#include "rushes/threads.h"
+
 #if !defined(_WIN32)
 #include <unistd.h>
 #endif
+#if defined(__SSE2__) || defined(_M_X64)
+#include <emmintrin.h>
+#endif
 
-namespace rushes::cpu {
+namespace rushes {
+namespace cpu {
 namespace {
 
 long process_id() noexcept {
@@ -23,29 +31,44 @@ long process_id() noexcept {
 #endif
 }
 
+constexpr std::chrono::microseconds kAwake{100};
+
+// Waits awake for what `ready` tells, no longer than a model takes from one call to the next: waking a sleeper takes as
+// long as a small call, and more on a virtual machine. Not where there are fewer processors than threads.
+template <class Ready>
+void wait_awake(int threads, const Ready& ready) {
+    static const int processors = static_cast<int>(std::thread::hardware_concurrency());
+    if (threads > processors) return;
+    const auto end = std::chrono::steady_clock::now() + kAwake;
+    for (Pause pause; !ready() && std::chrono::steady_clock::now() < end;) pause();
+}
+
 struct Pool {
     std::mutex mutex;
     std::condition_variable wake, done;
-    void (*body)(void*, int, int) = nullptr;
+    void (*body)(void*, int) = nullptr;
     void* context = nullptr;
-    int wanted = 0;   // threads of the current call, the caller included
-    int running = 0;  // helpers that have not ended it
-    std::uint64_t call = 0;
+    int wanted = 0;  // threads of the current call, the caller included
     int helpers = 0;
+    std::atomic<int> running{0};  // helpers that have not ended the current call
+    std::atomic<std::uint64_t> call{0};
 
     void help(int thread, std::uint64_t seen) {
-        std::unique_lock<std::mutex> lock(mutex);
-        for (;;) {
-            wake.wait(lock, [&] { return call != seen; });
+        const auto called = [&] { return call.load(std::memory_order_acquire) != seen; };
+        for (int threads = 2;;) {
+            wait_awake(threads, called);
+            std::unique_lock<std::mutex> lock(mutex);
+            wake.wait(lock, called);
             seen = call;
-            if (thread >= wanted) continue;
+            threads = wanted;
+            if (thread >= threads) continue;
             const auto work = body;
             void* const with = context;
-            const int threads = wanted;
             lock.unlock();
-            work(with, thread, threads);
-            lock.lock();
-            if (--running == 0) done.notify_one();
+            work(with, thread);
+            if (running.fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
+            const std::lock_guard<std::mutex> caller_looks_or_sleeps(mutex);
+            done.notify_one();
         }
     }
 
@@ -63,7 +86,7 @@ struct Pool {
         }
     }
 
-    int run(int threads, void (*work)(void*, int, int), void* with) {
+    void run(int threads, void (*work)(void*, int), void* with) {
         {
             const std::lock_guard<std::mutex> lock(mutex);
             grow(threads - 1);
@@ -75,10 +98,11 @@ struct Pool {
             ++call;
         }
         wake.notify_all();
-        work(with, 0, threads);
+        work(with, 0);
+        const auto ended = [&] { return running.load(std::memory_order_acquire) == 0; };
+        wait_awake(threads, ended);
         std::unique_lock<std::mutex> lock(mutex);
-        done.wait(lock, [&] { return running == 0; });
-        return threads;
+        done.wait(lock, ended);
     }
 };
 
@@ -108,20 +132,71 @@ Owner* owner() {
     return current;
 }
 
+// Written once, and only then said to be there.
+OpenMp shared_threads;
+std::atomic<long> shared_in{-1};  // process
+
+struct Region {
+    void (*body)(void*, int);
+    void* context;
+    int threads;
+};
+
+// The runtime's whole team comes, as for torch: asked for a smaller one it ends the threads that are over, and the next
+// region starts them again.
+void run_on_shared(Region& region) noexcept {
+    const auto enter = [](void* context) {
+        const Region& shared = *static_cast<const Region*>(context);
+        const int thread = shared_threads.omp_get_thread_num();
+        if (thread < shared.threads) shared.body(shared.context, thread);
+    };
+    shared_threads.GOMP_parallel(enter, &region, 0, 0);
+}
+
 }  // namespace
 
-int run_on_threads(int threads, void (*body)(void*, int, int), void* context) noexcept {
+bool shares_threads(int threads) noexcept {
+    const long process = shared_in.load(std::memory_order_acquire);
+    return process != -1 && process == process_id() && !shared_threads.omp_in_parallel() &&
+           shared_threads.omp_get_max_threads() >= threads;
+}
+
+void run_on_threads(int threads, void (*body)(void*, int), void* context) noexcept {
     if (threads > 1) {
+        if (shares_threads(threads)) {
+            Region region{body, context, threads};
+            return run_on_shared(region);
+        }
         try {
-            Owner* const shared = owner();
-            const std::unique_lock<std::mutex> alone(shared->one_caller, std::try_to_lock);
-            if (alone.owns_lock()) return shared->pool.run(threads, body, context);
+            Owner* const own = owner();
+            const std::unique_lock<std::mutex> alone(own->one_caller, std::try_to_lock);
+            if (alone.owns_lock()) return own->pool.run(threads, body, context);
         } catch (const std::exception&) {
             // out of memory for the pool: the caller can still do the work
         }
     }
-    body(context, 0, 1);
-    return 1;
+    body(context, 0);
 }
 
-}  // namespace rushes::cpu
+void Pause::operator()() noexcept {
+    if (++rounds_ > 4000) {
+        std::this_thread::yield();
+        return;
+    }
+#if defined(__SSE2__) || defined(_M_X64)
+    _mm_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+    __asm__ volatile("yield");
+#endif
+}
+
+}  // namespace cpu
+
+void share_threads(const OpenMp& openmp) noexcept {
+    static std::atomic<bool> begun{false};
+    if (begun.exchange(true)) return;
+    cpu::shared_threads = openmp;
+    cpu::shared_in.store(cpu::process_id(), std::memory_order_release);
+}
+
+}  // namespace rushes

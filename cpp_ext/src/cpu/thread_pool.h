@@ -6,9 +6,21 @@
 
 namespace rushes::cpu {
 
-// Calls body(context, thread) once for each of thread = 0 ... threads - 1 and returns when all have ended; 0 is the
-// caller. Helpers are started at first need and sleep between calls. A second caller at the same time works alone, with
-// `threads` = 1, and so does the child of a fork until its own helpers are up. Returns how many threads worked.
-int run_on_threads(int threads, void (*body)(void* context, int thread, int threads), void* context) noexcept;
+// Calls body(context, thread) once for each of thread = 0 ... threads - 1, or for the first few of them, and returns when
+// all have ended; 0 is the caller. On the threads of rushes/threads.h; otherwise on helpers, which are started at first
+// need and sleep between calls. There a second caller at the same time works alone. body must not throw.
+void run_on_threads(int threads, void (*body)(void* context, int thread), void* context) noexcept;
+
+// Whether they would be those of rushes/threads.h, which are mostly awake.
+bool shares_threads(int threads) noexcept;
+
+// For short waits, once a round: gives way to the processor's other thread, and after many rounds to other programs.
+class Pause {
+public:
+    void operator()() noexcept;
+
+private:
+    int rounds_ = 0;
+};
 
 }  // namespace rushes::cpu

@@ -215,6 +215,8 @@ struct Tile {
             E::kStripKeys,
             E::kTileRows,
             E::kRowMultiple,
+            1,
+            1,
             [](std::int64_t d) { return static_cast<std::size_t>(Layout<E>::k_strip_words(d)); },
             [](std::int64_t d) { return static_cast<std::size_t>(Layout<E>::v_strip_words(d)); },
             &scratch_bytes,
