@@ -20,6 +20,8 @@ from rushes.media.color import SRGB
 
 pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(1200)]
 
+HERE = Path(__file__).parent
+BOOT = HERE / "support" / "boot.py"
 FOLDERS = {"model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}
 SHOT = {"width": 64, "height": 32, "frames": 5, "steps": 3, "guidance": 4.0, "negative": "the ball"}
 
@@ -85,6 +87,18 @@ def test_files_make_the_engines_clip(
     with read_frames(str(folder / "wan_theirs_v001.%04d.exr")) as reader:
         theirs = np.concatenate(list(reader))
     assert np.abs(theirs - frames).max() < 1e-4  # another implementation of the same decoder
+
+
+def test_comfyuis_own_sampler_makes_the_same_latents(
+    in_comfyui: Callable[..., str], tiny_wan: Callable[..., Any]
+) -> None:
+    """Its loader, its KSampler (euler, simple), the same file, noise and text: equal within 1e-4 in float32."""
+    files = tiny_wan("comfy", text_width=4096, dim=256).files
+    script = HERE / "inside" / "sampler.py"
+    printed = in_comfyui(BOOT, script, files.transformer, files.text, files.vae).split()
+    difference, deviation = float(printed[-2]), float(printed[-1])
+    print(f"\nKSampler against Rushes: largest difference {difference:.1e}, deviation of the latents {deviation:.2f}")
+    assert deviation > 0.1 and difference < 1e-4
 
 
 def test_files_that_do_not_go_together_are_refused(
