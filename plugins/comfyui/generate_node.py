@@ -8,12 +8,9 @@ import json
 from typing import Any
 
 import comfy.utils
-import numpy as np
-import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from rushes.engine import Engine
 from rushes.progress import Progress
 from rushes.shot import Shot
 
@@ -22,7 +19,7 @@ from .host import Interrupt, linked_outputs, spoken_plainly
 from .latents import as_latent
 from .model import RushesModel
 from .sockets import CATEGORY, ModelSocket, RecordSocket, ShotSocket
-from .video import LazyVideo
+from .video import LazyVideo, decoded
 
 WHEN_LINKED, ALWAYS = "when linked", "always"
 IMAGE_SLOT = 0
@@ -80,7 +77,7 @@ class RushesGenerate(io.ComfyNode):
             record = model.record(shot)
             bar = _Bar(shot, engine.card.vae.latent_frames(shot.frames) if decodes else 0)
             latents = engine.denoise(shot, bar.progress, bar.preview if preview.is_wanted() else None, Interrupt())
-            images = _images(engine, latents, shot, bar) if decodes else None
+            images = decoded(engine, latents, shot, bar.progress) if decodes else None
             latent = as_latent(engine, latents, record)
         video = LazyVideo(model, latents, shot)
         shown = ExecutionBlocker("images were not decoded; set decode to 'always'") if images is None else images
@@ -90,16 +87,6 @@ class RushesGenerate(io.ComfyNode):
 def _decodes(decode: str) -> bool:
     linked = linked_outputs()
     return decode == ALWAYS or linked is None or IMAGE_SLOT in linked
-
-
-def _images(engine: Engine, latents: torch.Tensor, shot: Shot, bar: _Bar) -> torch.Tensor:
-    assert shot.size is not None and shot.frames is not None
-    frames = np.empty((shot.frames, shot.size[1], shot.size[0], 3), np.float32)  # [F, h, w, 3]
-    at = 0
-    for chunk in engine.decode(latents, bar.progress, Interrupt()):
-        frames[at : at + len(chunk)] = chunk
-        at += len(chunk)
-    return torch.from_numpy(frames)
 
 
 class _Bar:

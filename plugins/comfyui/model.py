@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -20,7 +20,7 @@ import comfy.utils
 import torch
 
 from rushes.engine import Engine
-from rushes.model.bundle import Card
+from rushes.model.bundle import Card, digest
 from rushes.model.checkpoint import transformer_names_to_diffusers
 from rushes.model.files import ModelFiles
 from rushes.shot import Shot, ShotError
@@ -115,7 +115,7 @@ class RushesModel:
                 f"lora: {os.path.basename(path)} changes nothing in {self.card.name} (it holds {some!r}); "
                 "a LoRA for this model is allowed"
             )
-        lora = Lora(os.path.basename(path), _digest(path), strength)
+        lora = Lora(os.path.basename(path), digest(Path(path)), strength)
         patchers = {**self._patchers, "transformer": patcher}
         return RushesModel(self._engine, self._stage, patchers, (*self.loras, lora))
 
@@ -152,11 +152,3 @@ def _dtype(source: ModelFiles | str, device: torch.device) -> torch.dtype | None
         device=device, model_params=parameters, supported_dtypes=[torch.bfloat16, torch.float32]
     )
     return chosen if chosen in PRECISIONS.values() else torch.bfloat16  # an option of ComfyUI's may ask for fp8
-
-
-def _digest(path: str) -> str:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()

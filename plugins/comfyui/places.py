@@ -9,9 +9,9 @@ import re
 
 import folder_paths
 
+from rushes.media.paths import Target
 from rushes.shot import ShotError
 
-_PATTERN = re.compile(r"%(?:0\d{1,2})?d|#+")
 _ANNOTATION = re.compile(r"\s*\[(input|output|temp)\]$")  # as ComfyUI marks a file of its folders
 
 
@@ -42,11 +42,9 @@ def files_of(text: str | None) -> list[tuple[str, int, int]]:
 
 
 def _existing(path: str) -> list[str]:
-    folder, name = os.path.split(path)
-    pattern = _PATTERN.search(name)
-    if os.path.isfile(path) or pattern is None:
-        return [path] if os.path.isfile(path) else []
-    if not os.path.isdir(folder):
+    if os.path.isfile(path):
+        return [path]
+    try:
+        return [str(file) for _, file in Target.parse(path, argument="").existing() if file.is_file()]
+    except ShotError:  # a name that no file of ours has
         return []
-    numbered = re.compile(re.escape(name[: pattern.start()]) + r"\d+" + re.escape(name[pattern.end() :]))
-    return [os.path.join(folder, entry) for entry in sorted(os.listdir(folder)) if numbered.fullmatch(entry)]

@@ -18,6 +18,7 @@ import folder_paths
 import numpy as np
 import numpy.typing as npt
 
+from rushes.model.bundle import replacing
 from rushes.shot import Shot, ShotError
 
 from .records import without_shot
@@ -64,12 +65,8 @@ def sidecar_of(path: str) -> Path:
 def write_sidecar(path: Path, record: Mapping[str, Any], files: list[Path], start_frame: int) -> None:
     """The record, and the files it is of, as a text of its own. It appears whole or not at all."""
     told = {**record, "files": {"first": files[0].name, "count": len(files), "start_frame": start_frame}}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def shown_file(path: Path, folder: str, root: str) -> dict[str, str]:

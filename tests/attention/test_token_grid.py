@@ -109,7 +109,7 @@ def test_means_are_float32_means_of_the_tiles(by_tokens: bool, dtype: torch.dtyp
     x = torch.randn(2, 3, pattern.length, 8).to(dtype)
     if by_tokens:
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
-    starts = torch.from_numpy(pattern.starts()[:-1])
+    starts = pattern.starts()[:-1]
     means = tile_means(x, starts)
     assert means.dtype == np.float32
     wide = x.double().flatten(0, 1)

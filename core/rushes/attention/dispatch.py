@@ -217,14 +217,21 @@ def _flex_obstacle() -> str | None:
 
 
 def _is_faster(q: Any, k: Any, threads: int | None) -> bool:
-    """Whether dense attention of these takes the kernel less time than torch."""
-    if _on_card(q) or q.shape[2] < MIN_QUERIES:
-        return False  # not measured on any card yet
+    """Whether dense attention of these takes the kernel less time than torch. Not measured on any card yet."""
+    return not _on_card(q) and slower(q, k, threads) is None
+
+
+def slower(q: Any, k: Any, threads: int | None = None) -> str | None:
+    """Why the processor's kernel would take longer than torch for dense attention of these; None where it would not."""
+    if q.shape[2] < MIN_QUERIES:
+        return f"{q.shape[2]} queries; the kernel is the faster one from {MIN_QUERIES} on"
     dtype, engine = dtype_name(q.dtype), kernel.served_by(q, None).rpartition(" ")[2]
     if (dtype, engine) not in FASTER:
-        return False
+        return f"{dtype} on {engine}: torch's attention is the faster one"
     count = threads or kernel.default_threads()
-    return count == 1 or 2 * math.prod(q.shape) * k.shape[2] >= MIN_PRODUCTS[dtype] * count
+    if count > 1 and 2 * math.prod(q.shape) * k.shape[2] < MIN_PRODUCTS[dtype] * count:
+        return f"too little for {count} threads: torch's attention is the faster one"
+    return None
 
 
 def _resolve(pattern: Pattern | None, q: Any, k: Any, scale: float) -> TileLists | None:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rushes.attention import dispatch, kernel, torch_backend
+from rushes.attention import dispatch, torch_backend
 from rushes.attention.latest import backend as latest_backend
 from rushes.attention.patterns import TileLists, TilePattern, TopK, Triple
 from rushes.attention.tally import Row, Tally, mark
@@ -129,14 +130,14 @@ class _Plan:
     pattern: TilePattern | TopK
     order: Tensor
     inverse: Tensor
-    starts: Tensor
+    starts: np.ndarray
     name: str
 
     @classmethod
     def of(cls, pattern: TilePattern | TopK, layout: Layout, device: torch.device) -> _Plan:
         order = torch.from_numpy(layout.order(pattern)).to(device)
         tiles = math.prod(pattern.tiles)
-        starts = torch.from_numpy(pattern.starts()[: tiles + 1])
+        starts = pattern.starts()[: tiles + 1]
         others = (
             f" and {layout.others} tokens {'before' if layout.others_first else 'after'} it" if layout.others else ""
         )
@@ -346,20 +347,9 @@ def _obstacle(call: Call, precision: Literal["fp32", "bf16", "int8"] | None, *, 
         return "; ".join(found.reasons)
     if sparse:
         return "a dispatch mode of torch follows the calls" if torch_backend.is_traced(q, k, v) else None
-    return _slower(q) if precision is None else None
-
-
-def _slower(q: Tensor) -> str | None:
-    """Why the dense kernel would take longer than torch, as far as that was measured."""
-    if q.device.type == "cuda":
+    if precision is not None or q.device.type == "cuda":
         return None
-    if q.shape[2] < dispatch.MIN_QUERIES:
-        return f"{q.shape[2]} queries; the kernel is the faster one from {dispatch.MIN_QUERIES} on"
-    engine = kernel.served_by(q, None).rpartition(" ")[2]
-    dtype = str(q.dtype).removeprefix("torch.")
-    if (dtype, engine) not in dispatch.FASTER:
-        return f"{dtype} on {engine}: torch's attention is the faster one"
-    return None
+    return dispatch.slower(q, k)
 
 
 def _step(sigma: Any, sigmas: Any) -> tuple[int, int]:

@@ -184,10 +184,12 @@ class TopK(_Tiling):
 
             return routing.host_lists(routing.device_top_k(self, q, k, scale))
         starts = self.starts()
-        sizes = np.diff(starts)
-        n = len(sizes) - bool(self.text)  # video tiles
-        q_means, k_means = (self._means(array, starts, sizes)[:, :n] for array in (q, k))
-        return self.lists_of_means(q_means, k_means, scale)
+        video = starts[: len(starts) - bool(self.text)]  # of the video's tiles, and where the last of them ends
+        if is_torch(q):
+            from rushes.attention.token_grid import tile_means
+
+            return self.lists_of_means(tile_means(q, video), tile_means(k, video), scale)
+        return self.lists_of_means(_tile_means(q, video), _tile_means(k, video), scale)
 
     def lists_of_means(self, q: np.ndarray, k: np.ndarray, scale: float = 1.0) -> TileLists:
         """The same for whoever has the mean query and key of each video tile: float32 [batch * heads, n, head_dim]."""
@@ -204,8 +206,9 @@ class TopK(_Tiling):
             kept[:, n] = kept[:, :, n] = True
         return self._lists(kept)
 
-    @staticmethod
-    def _means(array: Any, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        wide = to_float32(array)
-        sums = np.add.reduceat(wide, starts[:-1], axis=2)  # [batch, heads, tiles, head_dim]
-        return (sums / sizes[:, None].astype(np.float32)).reshape(-1, *sums.shape[2:])
+
+def _tile_means(array: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """As token_grid.tile_means, without torch."""
+    wide = to_float32(array)[:, :, : starts[-1]]
+    sums = np.add.reduceat(wide, starts[:-1], axis=2)  # [batch, heads, tiles, head_dim]
+    return (sums / np.diff(starts)[:, None].astype(np.float32)).reshape(-1, *sums.shape[2:])

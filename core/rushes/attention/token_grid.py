@@ -126,16 +126,16 @@ def reorder(x: Tensor, index: Tensor, shelf: Shelf | None = None, name: str = ""
     return out.transpose(1, 2) if by_tokens else out
 
 
-def tile_means(x: Tensor, starts: Tensor) -> np.ndarray:
+def tile_means(x: Tensor, starts: np.ndarray) -> np.ndarray:
     """Means over the tiles: [batch, heads, length, head_dim] in tile order -> float32 [batch * heads, tiles, head_dim].
 
     starts: int64 [tiles + 1]; tokens from the last on are no tile's. As bags of an embedding, which reads the memory
     once: a tenth of the time of a sum over an inner dimension.
     """
+    x = x.detach()
     heads, head_dim = x.shape[1], x.shape[3]
-    ends = int(starts[-1])
-    numbers = torch.arange(ends, device=x.device)
-    offsets = starts[:-1].to(x.device)
+    numbers = torch.arange(int(starts[-1]), device=x.device)
+    offsets = torch.from_numpy(starts[:-1]).to(x.device)
     if x.stride(2) >= x.stride(1):
         tables = x.transpose(1, 2).flatten(2)  # [batch, length, heads * head_dim]
         bags = torch.stack([_bags(table, numbers, offsets) for table in tables])  # [batch, tiles, heads * head_dim]

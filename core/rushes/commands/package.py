@@ -10,6 +10,8 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def blender(output: str, unpacked: bool) -> None:
     """
     folder = Path(output)
     files = blender_files()
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if unpacked:
             click.echo(_write_folder(folder / BLENDER_ID, files))
@@ -53,10 +55,6 @@ def blender(output: str, unpacked: bool) -> None:
         index = blender_index(path, files["blender_manifest.toml"].decode())
         _write(folder / "index.json", json.dumps(index, indent=1).encode() + b"\n")
         _write(folder / "index.html", _page(path, index["data"][0]).encode())
-    except OSError as error:
-        raise ShotError(
-            f"output: {folder} cannot be written ({error.strerror or error}); a folder is allowed"
-        ) from error
     click.echo(path)
 
 
@@ -68,8 +66,15 @@ def comfyui(output: str) -> None:
     They need this package where ComfyUI runs: `pip install rushes` in its own environment.
     """
     folder = Path(output)
-    try:
+    with _writing(folder):
         click.echo(_write_folder(folder / COMFYUI_ID, comfyui_files()))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What the system says about files in `folder`, as one sentence on the argument."""
+    try:
+        yield
     except OSError as error:
         raise ShotError(
             f"output: {folder} cannot be written ({error.strerror or error}); a folder is allowed"
