@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from rushes.commands.package import VENDORED
+
 _SPEC = importlib.util.find_spec("rushes")
 assert _SPEC is not None and _SPEC.origin is not None
 CORE = Path(_SPEC.origin).parent
@@ -37,7 +39,10 @@ ARROWS = {
 }
 TOP = {"__init__", "__main__", "cli", "commands", "doctor"}
 
-STDLIB_ONLY = ["shot.py", "_version.py", "__init__.py", "jobs/__init__.py", "jobs/client.py", "jobs/wire.py"]
+STDLIB_ONLY = [
+    *("shot.py", "_version.py", "__init__.py", "jobs/__init__.py"),
+    *(f"jobs/{name}" for name in VENDORED),
+]
 NO_TORCH = ["media", "commands/reporting.py", "commands/options.py", "commands/stopping.py", "cli.py"]
 HOSTS = {"bpy", "nuke", "nukescripts", "hou", "maya", "comfy", "comfy_api", "comfy_extras", "folder_paths"}
 
@@ -62,7 +67,7 @@ PLUGIN_HOSTS = {
     },  # the engine runs in it
 }
 WITHOUT_HOST = {
-    "blender/__init__.py", "blender/controller.py", "blender/plan.py", "blender/placeholder.py",
+    "blender/__init__.py", "blender/elements.py",
     "comfyui/__init__.py",  # it says in one line what is missing where `rushes` is
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 import bpy
 
 from . import compat, places, strips
-from .plan import conform, element_names
+from .elements import conform, element_names
 from .vendor.client import clean_environment
 
 KINDS = (

@@ -9,10 +9,10 @@ import bpy
 from bpy.props import BoolProperty, IntProperty
 
 from . import compat, places, properties, strips, timer
-from .placeholder import write_placeholder
-from .plan import Wish, describe_error, plan
 from .sheets import Wanted
 from .vendor.client import WorkerMissing
+from .vendor.placeholder import write_placeholder
+from .vendor.plan import Wish, describe_error, plan
 
 REFUSALS = (WorkerMissing, OSError, RuntimeError)  # what an artist can do something about; shown as a sentence
 

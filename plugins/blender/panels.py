@@ -7,8 +7,8 @@ from typing import Any
 import bpy
 
 from . import compat, places, properties, strips, timer
-from .controller import Job, Quote
-from .plan import clip_rate, describe_bytes, describe_rate, describe_time
+from .vendor.controller import Job, Quote
+from .vendor.plan import clip_rate, describe_bytes, describe_rate, describe_time
 
 TRUE_VIEWS = ("Standard", "Raw")  # view transforms that leave a finished picture as it is
 WIDTH = 46  # characters of a line in a sidebar of usual width

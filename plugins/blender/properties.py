@@ -18,8 +18,9 @@ from bpy.props import (
 )
 
 from . import compat
+from .elements import scene_rate
 from .places import real_path, stored_path
-from .plan import Wish, scene_rate
+from .vendor.plan import Wish
 
 MAX_SEED = 2**31 - 1  # of Blender's integers
 NAME = "rushes"  # of the pointer on every scene

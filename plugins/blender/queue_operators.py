@@ -9,7 +9,7 @@ from bpy.props import BoolProperty, StringProperty
 
 from . import compat, places, strips, timer
 from .operators import REFUSALS, is_still, refuse
-from .placeholder import write_placeholder
+from .vendor.placeholder import write_placeholder
 
 
 class _OnJob:

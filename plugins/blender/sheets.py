@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import bpy
 
-from .controller import Job
-from .plan import frame_name
+from .vendor.controller import Job
+from .vendor.plan import frame_name
 
 THUMB, GAP = 256, 4  # pixels
 GREY = array("f", [0.1, 0.1, 0.1, 1.0])

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import bpy
 
 from . import compat
-from .controller import Job
+from .elements import element_names, strip_name
 from .places import beside, jobs_home, real_path, relative_to, stored_path
-from .plan import Wish, element_count, element_names, strip_name
+from .vendor.controller import Job
+from .vendor.plan import Wish, element_count
 
 PROPERTY = "rushes"
 VERSION = 1

@@ -19,9 +19,9 @@ import bpy
 from bpy.app.handlers import persistent
 
 from . import backdrops, compat, places, preferences, properties, sheets, strips
-from .controller import Controller, Job
-from .plan import describe_error
 from .vendor.client import Client, WorkerMissing, find_worker
+from .vendor.controller import Controller, Job
+from .vendor.plan import describe_error
 
 BUSY, IDLE = 0.05, 0.3  # seconds between ticks
 REDRAW = 0.2  # seconds between redraws

@@ -21,7 +21,13 @@ import rushes
 from rushes._version import __version__
 from rushes.shot import ShotError
 
-VENDORED = ("client.py", "wire.py")  # of rushes/jobs; standard library only
+VENDORED = (
+    "client.py",
+    "controller.py",
+    "placeholder.py",
+    "plan.py",
+    "wire.py",
+)  # of rushes/jobs; standard library only
 LEFT_OUT = ("__pycache__", "vendor")
 BLENDER_ID = "rushes"
 COMFYUI_ID = "rushes"  # the folder below custom_nodes

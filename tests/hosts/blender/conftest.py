@@ -33,7 +33,7 @@ Inside = Callable[..., "dict[str, Any]"]
 
 @pytest.fixture(scope="session")
 def extension(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The packaged extension, imported where there is no bpy. Its modules: importlib.import_module(name + ".plan")."""
+    """The packaged extension, imported where there is no bpy. Its modules by importlib.import_module."""
     folder = tmp_path_factory.mktemp("extension") / MODULE
     for name, data in blender_files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,12 +50,17 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def plan_module(extension: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{extension.__name__}.plan")
+    return importlib.import_module(f"{extension.__name__}.vendor.plan")
+
+
+@pytest.fixture(scope="session")
+def elements_module(extension: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{extension.__name__}.elements")
 
 
 @pytest.fixture(scope="session")
 def controller_module(extension: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{extension.__name__}.controller")
+    return importlib.import_module(f"{extension.__name__}.vendor.controller")
 
 
 @pytest.fixture

@@ -251,7 +251,7 @@ def test_a_missing_worker_is_told_before_anything_is_listed(
 
 
 def test_the_placeholder_is_a_picture_of_its_size(extension: ModuleType, tmp_path: Path) -> None:
-    from rushes_blender.placeholder import write_placeholder  # type: ignore[import-not-found]
+    from rushes_blender.vendor.placeholder import write_placeholder  # type: ignore[import-not-found]
 
     path = write_placeholder(tmp_path / "new", (37, 23))
     assert write_placeholder(tmp_path / "new", (37, 23)) == path

@@ -76,39 +76,39 @@ def test_the_mapping_is_told_as_it_is(plan_module: ModuleType, clip: str, scene:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_frames_lie_where_time_says(plan_module: ModuleType, seed: int) -> None:
+def test_frames_lie_where_time_says(elements_module: ModuleType, seed: int) -> None:
     """Each scene frame shows the clip frame that began last, and more finished frames only add elements."""
     dice = random.Random(seed)
     clip, scene = (Fraction(dice.randint(1, 60000), dice.choice([1, 1001]) * 100) for _ in range(2))
     frames = dice.randint(1, 40)
-    names = plan_module.element_names(frames, clip, scene)
+    names = elements_module.element_names(frames, clip, scene)
     for element, name in enumerate(names):
         begun = max(number for number in range(frames) if Fraction(number) / clip <= Fraction(element) / scene)
         assert name == f"{begun + 1:04d}.png"
     assert Fraction(len(names) - 1) / scene < Fraction(frames) / clip <= Fraction(len(names)) / scene
-    part = plan_module.element_names(max(1, frames // 2), clip, scene)
+    part = elements_module.element_names(max(1, frames // 2), clip, scene)
     assert names[: len(part)] == part
 
 
-def test_a_conformed_folder_has_a_file_for_each_scene_frame(plan_module: ModuleType, tmp_path: Path) -> None:
+def test_a_conformed_folder_has_a_file_for_each_scene_frame(elements_module: ModuleType, tmp_path: Path) -> None:
     source = tmp_path / "frames"
     source.mkdir()
     for number in range(1, 4):
         (source / f"{number:04d}.png").write_bytes(bytes([number]))
-    names = plan_module.element_names(3, Fraction(10), Fraction(25))
+    names = elements_module.element_names(3, Fraction(10), Fraction(25))
     for _ in range(2):  # again over what is there
-        made = plan_module.conform(source, tmp_path / "at 25", names)
+        made = elements_module.conform(source, tmp_path / "at 25", names)
     assert [(tmp_path / "at 25" / name).read_bytes()[0] for name in made] == [1, 1, 1, 2, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize("base", [1.0, 1.001, 1.00100004673])  # the last is what a float32 makes of it
-def test_blenders_rate_is_exact(plan_module: ModuleType, base: float) -> None:
-    assert plan_module.scene_rate(24, base) == (Fraction(24) if base == 1 else Fraction(24000, 1001))
+def test_blenders_rate_is_exact(elements_module: ModuleType, base: float) -> None:
+    assert elements_module.scene_rate(24, base) == (Fraction(24) if base == 1 else Fraction(24000, 1001))
 
 
 @pytest.mark.parametrize("prompt", ["a ball", "x" * 200, "ä日本" * 40, "two\nlines  and spaces"])
-def test_names_fit_blender_and_keep_the_seed(plan_module: ModuleType, prompt: str) -> None:
-    name = plan_module.strip_name(prompt, 2**31 - 1)
+def test_names_fit_blender_and_keep_the_seed(elements_module: ModuleType, prompt: str) -> None:
+    name = elements_module.strip_name(prompt, 2**31 - 1)
     assert name.endswith(f" · seed {2**31 - 1}") and len(name.encode()) <= 63 and "\n" not in name
 
 

@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""From what the panel says to a shot that a model takes, and from clip frames to scene frames. No bpy.
+"""From what an artist has set in a host to a shot that a model takes, and from clip frames to the host's frames.
 
-A *wish* is plain JSON: what the artist has set, with what the scene says (its size, rate and range). It is kept on the
-strip, so that the panel can be set again from there. `plan` turns it into a shot, once the model's limits are known.
+Standard library only, Python 3.9 to 3.14: hosts vendor this file. A *wish* is plain JSON: what the artist has set, with
+what the scene says (its size, rate and range). It is kept in the scene, so that a panel can be set again from there.
+`plan` turns it into a shot, once the model's limits are known.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, NamedTuple
 
 Wish = dict[str, Any]
-MAX_NAME = 60  # Blender cuts names at 63 bytes, and adds .001
 
 
 class Plan(NamedTuple):
-    """shot: what the worker gets. length: scene frames that its strip takes. notes: what was changed, and why."""
+    """shot: what the worker gets. length: scene frames that it takes. notes: what was changed, and why."""
 
     shot: dict[str, Any]
     length: int
@@ -101,13 +98,6 @@ def frame_name(number: int) -> str:
     return f"{number:04d}.png"
 
 
-def element_names(frames: int, clip_fps: Fraction, scene_fps: Fraction, length: int = 0) -> list[str]:
-    """File names for each scene frame as far as `frames` clip frames go. length: cut there, unless 0."""
-    count = element_count(frames, clip_fps, scene_fps)
-    count = min(count, length) if length else count
-    return [frame_name(frame_at(element, clip_fps, scene_fps) + 1) for element in range(count)]
-
-
 def describe_rate(clip_fps: Fraction, scene_fps: Fraction) -> str:
     """How the clip's frames are laid on the scene's, in words."""
     head = f"{_rate(clip_fps)} fps in a scene of {_rate(scene_fps)}: "
@@ -124,37 +114,7 @@ def _rate(rate: Fraction) -> str:
     return str(rate.numerator) if rate.denominator == 1 else f"{float(rate):.3f}".rstrip("0").rstrip(".")
 
 
-def scene_rate(fps: int, base: float) -> Fraction:
-    """Blender's rate, exactly: its base is a float32 that stands for 1, 1.001 and the like."""
-    return Fraction(fps) / Fraction(round(base * 100_000), 100_000)
-
-
-def conform(frames: Path, target: Path, names: list[str]) -> list[str]:
-    """A folder in which file n is what is seen at scene frame n, for what plays one file per frame and cannot repeat.
-
-    Hard links where the disk has them, copies elsewhere. Returns its file names.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    made = [frame_name(number) for number in range(1, len(names) + 1)]
-    for name, source in zip(made, names, strict=True):
-        (target / name).unlink(missing_ok=True)
-        try:
-            os.link(frames / source, target / name)
-        except OSError:
-            shutil.copyfile(frames / source, target / name)
-    return made
-
-
 # --- words ----------------------------------------------------------------------------------------------------------
-
-
-def strip_name(prompt: str, seed: int) -> str:
-    """A name that tells strips apart: as much of the prompt as fits, and the whole seed."""
-    tail = f" · seed {seed}"
-    room = MAX_NAME - len(tail.encode())
-    words = " ".join(prompt.split()).encode()
-    head = words if len(words) <= room else words[: room - 3]
-    return head.decode("utf-8", "ignore").rstrip() + ("…" if len(words) > room else "") + tail
 
 
 def describe_error(error: Exception) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""Jobs as the extension sees them: what was asked, where each stands, and the worker that makes them. No bpy.
+"""Jobs as a host's plug-in sees them: what was asked, where each stands, and the worker that makes them.
 
-Nothing here waits. Blender's timer calls `tick()`, which hands over the keys of the jobs that have changed; tests call
-it themselves. A job's key is ours and known at once; its id is the name of its folder, which the worker gives later.
+Standard library only, Python 3.9 to 3.14: hosts vendor this file beside client.py. Nothing here waits. The host's timer
+calls `tick()`, which hands over the keys of the jobs that have changed; tests call it themselves. A job's key is ours
+and known at once; its id is the name of its folder, which the worker gives later.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .client import Client, Event  # relative: beside it in a host too
 from .plan import Wish, plan
-from .vendor.client import Client, Event
 
 ACTIVE = ("planning", "queued", "running")
 POLL = 1.0  # seconds between looks at a job that another worker makes
@@ -33,7 +34,7 @@ class Job:
     home: str
     id: str = ""
     shot: dict[str, Any] | None = None
-    length: int = 0  # scene frames of its strip; 0: not known yet
+    length: int = 0  # frames of the host that it takes; 0: not known yet
     state: str = "planning"
     phase: str = ""
     step: int = 0
@@ -216,7 +217,7 @@ class Controller:
         self._send(job)
 
     def forget(self, key: str) -> None:
-        """Out of the list; its folder and strip stay."""
+        """Out of the list; its folder and what shows it stay."""
         if not self.jobs[key].is_active:
             del self.jobs[key]
 
@@ -312,7 +313,7 @@ class Controller:
             self._read_done(job)
 
     def _is_harmless(self, job: Job) -> bool:
-        """Whether going on writes into the job's folder only. A .blend from elsewhere must not write where it likes."""
+        """Whether going on writes into the job's folder only. A scene from elsewhere must not write where it likes."""
         try:
             return json.loads((job.folder / "shot.json").read_text(encoding="utf-8")).get("outputs") == []
         except (OSError, ValueError, AttributeError):
@@ -330,12 +331,15 @@ class Controller:
         self._next_poll = now + POLL
         for job in self.jobs.values():
             if job.is_elsewhere and job.is_active:
-                self._client.request(
-                    "attach",
-                    {"job": job.id, "home": job.home},
-                    then=lambda answer, job=job: self._attached(job, answer, False),
-                    failed=lambda sentence, job=job: self._fail(job, sentence),
-                )
+                self._look_again(self._client, job)
+
+    def _look_again(self, client: Client, job: Job) -> None:
+        client.request(
+            "attach",
+            {"job": job.id, "home": job.home},
+            then=lambda answer: self._attached(job, answer, False),
+            failed=lambda sentence: self._fail(job, sentence),
+        )
 
     # --- what comes -----------------------------------------------------------------------------------------------
 
