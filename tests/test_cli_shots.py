@@ -43,7 +43,10 @@ def test_every_output_comes_from_one_command(rushes: Run, tmp_path: Path, tiny_m
     plates = {f"plates/a.{frame}.exr" for frame in range(1001, 1006)}
     stills = {f"stills/b.{frame}.png" for frame in range(1001, 1006)}
     files = plates | stills | {"shot.mp4", "shot.mov", "cut.otio", "c.safetensors"}
-    assert set(tree()) == files | {"plates", "stills"}
+    assert set(tree()) == files | {"plates", "stills", "plates/a.exr.manifest.json"}
+    assert (
+        _made(rushes, "verify", "plates/a.####.exr").stdout == "plates/a.####.exr: 5 frames, complete and unchanged\n"
+    )
     for name in [*sorted(files - plates - stills), "plates/a.1003.exr", "stills/b.1001.png", "plates/a.####.exr"]:
         record = json.loads(_made(rushes, "inspect", name, "--json").stdout)
         assert record["shot"]["prompt"] == PROMPT and record["shot"]["fps"] == "24000/1001", name
@@ -323,7 +326,7 @@ def test_the_starter_makes_the_readme_shot(rushes: Run, starter: str, tmp_path: 
     assert "does not know" not in done.stderr
     files = set(tree())
     frames = json.loads(_made(rushes, "inspect", "shot.mp4", "--json").stdout)["shot"]["frames"]
-    assert files == {"shot.mp4"} | {f"plate.{1001 + frame}.exr" for frame in range(frames)}
+    assert files == {"shot.mp4", "plate.exr.manifest.json"} | {f"plate.{1001 + frame}.exr" for frame in range(frames)}
 
 
 def test_the_starter_names_unknown_words(rushes: Run, starter: str, tmp_path: Path) -> None:

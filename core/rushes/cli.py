@@ -29,6 +29,7 @@ _COMMANDS = {
     "generate": ("rushes.commands.generate:generate", "Make a clip from a sentence."),
     "decode": ("rushes.commands.decode:decode", "Turn latents.safetensors into a movie, plate or still."),
     "inspect": ("rushes.commands.inspect:inspect", "Print the shot that an output carries."),
+    "verify": ("rushes.commands.verify:verify", "Prove that a plate or movie is complete and unchanged."),
     "jobs": ("rushes.commands.jobs:jobs", "List the jobs of hosts and their states; clean up."),
     "resume": ("rushes.commands.jobs:resume", "Go on with a job that was interrupted."),
     "worker": ("rushes.commands.jobs:worker", "Make shots for a host that talks over a pipe."),

@@ -70,8 +70,7 @@ class Clip:
     def write(self, *paths: str | Path, overwrite: bool = False, **options: Any) -> list[Path]:
         """Write outputs by name (mp4, mov, exr, png, otio, safetensors), all or none.
 
-        options: colorspace, depth, compression and start_frame, as `rushes.media.open_outputs` has them. Raises
-        ShotError.
+        options: start_frame and the fields of `rushes.media.OutputFormat`. Raises ShotError.
         """
         from rushes.media import open_outputs
 

@@ -34,6 +34,6 @@ def stored(picture: npt.NDArray[np.float32]) -> str:
         except ShotError:
             pass  # somebody has damaged it: it is written anew
     record = without_shot((width, height), 1, None)
-    with open_outputs([path], record, colorspace=SRGB, depth="float", overwrite=True) as outputs:
+    with open_outputs([path], record, colorspace=SRGB, depth="float", overwrite=True, manifest=False) as outputs:
         outputs.write(pixels[None])
     return path

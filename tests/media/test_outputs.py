@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rushes.media import WriteError, open_outputs
+from rushes.media import WriteError, open_outputs, verify
 from rushes.media.plates import PlateSink
 from rushes.media.stills import StillSink
 from rushes.shot import ShotError
@@ -44,7 +44,7 @@ def test_all_outputs_are_complete_after_the_block_and_none_before(
         assert visible == ["new", "new/sub"]
     files = [f"new/sub/a.{n}.exr" for n in range(1001, 1006)] + [f"new/a.{n}.png" for n in range(1001, 1006)]
     assert [str(path.relative_to(tmp_path)) for path in outputs.paths] == files + EVERYTHING[2:]
-    assert tree(tmp_path) == sorted([*files, *EVERYTHING[2:], "new", "new/sub"])
+    assert tree(tmp_path) == sorted([*files, *EVERYTHING[2:], "new", "new/sub", "new/sub/a.exr.manifest.json"])
 
 
 @pytest.mark.parametrize("wrong", [RuntimeError("decoder"), KeyboardInterrupt(), SystemExit(1)])
@@ -187,7 +187,7 @@ def test_overwriting_a_sequence_leaves_no_old_frame_and_touches_no_other_file(
         (tmp_path / name).write_bytes(b"keep")
     with open_outputs([pattern], make_record(2), overwrite=True) as outputs:
         outputs.write(make_frames(2))
-    assert tree(tmp_path) == sorted(["a.1001.exr", "a.1002.exr", *neighbours])
+    assert tree(tmp_path) == sorted(["a.1001.exr", "a.1002.exr", "a.exr.manifest.json", *neighbours])
     assert all(path.stat().st_size > 300 for path in outputs.paths)
     assert all((tmp_path / name).read_bytes() == b"keep" for name in neighbours)
 
@@ -267,6 +267,8 @@ def test_a_very_long_name_is_still_written(tmp_path: Path, make_record: Any, mak
     with open_outputs([tmp_path / ("x" * 240 + ".%04d.exr")], make_record(1)) as outputs:
         outputs.write(make_frames(1))
     assert len(outputs.paths[0].name) == 249
+    assert len(outputs.manifests[0].name) == 255  # cut, and told from others by a digest
+    assert verify(tmp_path / ("x" * 240 + ".%04d.exr")).ok
 
 
 def test_open_outputs_refuses_what_it_could_not_finish(tmp_path: Path, make_record: Any) -> None:

@@ -27,6 +27,7 @@ def decode(
     colorspace: str | None,
     depth: str | None,
     compression: str | None,
+    manifest: bool | None,
     overwrite: bool,
     device: str | None,
     as_json: bool,
@@ -40,7 +41,7 @@ def decode(
     shot = Shot.from_dict(source["shot"])
     if model is not None:
         shot = shot.replace(model=parse_model(model))
-    delivery = Delivery(outputs, colorspace, overwrite, compression, depth)
+    delivery = Delivery(outputs, colorspace, overwrite, compression, depth, manifest)
     delivery.check(shot)
 
     import torch

@@ -29,6 +29,7 @@ def generate(
     colorspace: str | None,
     depth: str | None,
     compression: str | None,
+    manifest: bool | None,
     overwrite: bool,
     device: str | None,
     as_json: bool,
@@ -43,7 +44,7 @@ def generate(
     started = time.perf_counter()
     check_output_options(outputs, device)
     shot, expected = read_shot(prompt, source, options)
-    delivery = Delivery(outputs, colorspace, overwrite, compression, depth)
+    delivery = Delivery(outputs, colorspace, overwrite, compression, depth, manifest)
     delivery.check(shot)
     with make_reporter(as_json) as reporter, making.warnings_reported(reporter):
         shot, files, record = _make(shot, expected, delivery, device, fit, reporter)

@@ -22,21 +22,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where the frames go. paths: as given with -o; colorspace, compression, depth: of EXR plates, None for
-    the default.
-    """
+    """Where the frames go. paths: as given with -o; the others as OutputFormat has them."""
 
     paths: tuple[str, ...]
     colorspace: str | None = None
     overwrite: bool = False
     compression: str | None = None
     depth: str | None = None
+    manifest: bool | None = None
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"compression": self.compression, "depth": self.depth, "manifest": self.manifest}
 
     def check(self, shot: Shot) -> None:
         """Raise ShotError if any of the outputs cannot be written. The shot need not be resolved."""
         from rushes.media import check_outputs
 
-        check_outputs(self.paths, shot.frames, self.overwrite, self.colorspace, shot.size, self.compression, self.depth)
+        check_outputs(self.paths, shot.frames, self.overwrite, self.colorspace, shot.size, **self._options)
 
     @property
     def wants_pictures(self) -> bool:
@@ -58,8 +61,7 @@ class Delivery:
             colorspace=self.colorspace,
             overwrite=self.overwrite,
             latents=latents.numpy(force=True),
-            compression=self.compression,
-            depth=self.depth,
+            **self._options,
         ) as outputs:
             if self.wants_pictures:
                 for frames in engine.decode(latents, on_progress=reporter.progress, cancel=stop.event):

@@ -36,6 +36,11 @@ def output_options(command: Command) -> Command:
         click.option("--colorspace", metavar="NAME", help="Colour space of an EXR plate (default ACEScg)."),
         click.option("--depth", metavar="DEPTH", help="Numbers in an EXR plate: half (default) or float."),
         click.option("--compression", metavar="NAME", help="Of an EXR plate: zip (default), piz, dwaa or none."),
+        click.option(
+            "--manifest/--no-manifest",
+            default=None,
+            help="Write hashes beside the pictures for `rushes verify` (default: beside plates).",
+        ),
         click.option("--overwrite", is_flag=True, help="Replace files that exist."),
         click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... (default: the best one here)."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout."),

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-_PHASES = {"text": "reading", "keyframes": "keyframes", "denoise": "denoising", "decode": "decoding"}
+_PHASES = {
+    "text": "reading",
+    "keyframes": "keyframes",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "verify": "reading",
+}
 
 
 class ProgressLike(Protocol):

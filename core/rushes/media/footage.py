@@ -147,6 +147,18 @@ class MovieSource(Source):
         return np.ascontiguousarray(np.rot90(rgb, turns))
 
 
+def count_decoded(path: Path) -> int:
+    """How many frames a movie gives when each of them is decoded. Raises ShotError for damage and for fewer than it
+    tells of.
+    """
+    told = _count(path)
+    with _opened(path) as container:
+        count = sum(1 for _ in _decode(container, _video(container, path), path))
+    if count != told:
+        raise unreadable(path, "a movie", f"{count} of its {told} frames can be decoded")
+    return count
+
+
 def _opened(path: Path) -> av.container.InputContainer:
     try:
         # of a foreign movie the texts may be no UTF-8

@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
+from rushes.media import color
 from rushes.media.paths import Target
 from rushes.media.record import to_text, unreadable
 from rushes.media.sink import Sink, WriteError, printable
@@ -46,6 +47,8 @@ _FORMATS = {
 
 class MovieSink(Sink):
     """One movie: .mp4 is H.264 High 4:2:0 in 8 bits, .mov is ProRes 422 HQ in 10 bits."""
+
+    colorspace = color.SRGB
 
     def __init__(self, target: Target, staging: Path, record: Mapping[str, Any]) -> None:
         super().__init__(target, staging, record)
@@ -101,7 +104,7 @@ class MovieSink(Sink):
             found = movie.streams.video[0].frames
         if found != self._count:
             raise WriteError(f"{found} of {self._count} frames read back")
-        self.files.append(self._path.name)
+        self.add(self._path.name, None)
 
     def abort(self) -> None:
         if self._container is not None:

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from rushes.media.paths import COMPRESSIONS, DEPTHS, MAX_START_FRAME, PICTURES, Target, check_outputs
+from rushes.media.checks import checked_targets
+from rushes.media.format import OutputFormat
+from rushes.media.manifest import File, Hasher, Manifest, record_digest
+from rushes.media.paths import COMPRESSIONS, DEPTHS, MANIFEST, PICTURES, Target, manifest_name
 from rushes.media.record import checked
 from rushes.media.sink import Sink, WriteError
 from rushes.media.staging import Staging
@@ -31,46 +34,40 @@ def open_outputs(
     overwrite: bool = False,
     start_frame: int = 1001,
     latents: Any = None,
-    compression: str | None = None,
-    depth: str | None = None,
+    **options: Any,
 ) -> Outputs:
     """A context that takes the frames of one shot and writes every output that `paths` names.
 
     paths: names as after `-o`; record: the dict every output carries, its shot complete (size, frames, fps);
     colorspace: of plates, None means ACEScg; start_frame: number of the first file of a sequence;
-    latents: float32 [1, c, t, h, w], wanted where a `.safetensors` output is named; compression: of plates,
-    "zip", "piz" or "none", all lossless, or "dwaa", None means zip; depth: of plates, "half" or "float", None
-    means half. Raises ShotError before anything is written, as `check_outputs`.
+    latents: float32 [1, c, t, h, w], wanted where a `.safetensors` output is named; options: the further fields
+    of OutputFormat, such as compression, depth and manifest. Raises ShotError before anything is written, as
+    `check_outputs`.
     """
-    return Outputs(paths, record, colorspace, overwrite, start_frame, latents, compression, depth)
+    form = OutputFormat(colorspace=colorspace, start_frame=start_frame, **options)
+    return Outputs(paths, record, form, overwrite, latents)
 
 
 class Outputs:
     """Use as a context: leaving it moves all finished files to their names; an exception removes them.
 
-    paths: the final files, after the block was left in peace.
+    paths: the final files, and manifests: those beside them, after the block was left in peace.
     """
 
     def __init__(
         self,
         paths: Sequence[str | os.PathLike[str]],
         record: Mapping[str, Any],
-        colorspace: str | None,
+        form: OutputFormat,
         overwrite: bool,
-        start_frame: int,
         latents: Any,
-        compression: str | None = None,
-        depth: str | None = None,
     ) -> None:
         self._record = checked(dict(record), Path("record"))
         self._shot = Shot.from_dict(self._record["shot"])
         shot = self._shot
-        self._targets = check_outputs(paths, shot.frames, overwrite, colorspace, shot.size, compression, depth)
-        if not 0 <= start_frame <= MAX_START_FRAME:
-            raise ShotError(f"start frame: got {start_frame}; a whole number from 0 to {MAX_START_FRAME} is allowed")
+        self._targets = checked_targets(paths, shot.frames, overwrite, form, shot.size)
         self._check_contents(latents)
-        self._plate = (colorspace, compression or COMPRESSIONS[0], depth or DEPTHS[0])
-        self._start_frame = start_frame
+        self._form = form
         self._latents = latents
         self._staging = Staging(self._targets, overwrite)
         self._folders: list[Path] = []
@@ -78,6 +75,7 @@ class Outputs:
         self._count = 0
         self._shape: tuple[int, ...] | None = None
         self.paths: list[Path] = []
+        self.manifests: list[Path] = []
 
     def _check_contents(self, latents: Any) -> None:
         for target in self._targets:
@@ -96,7 +94,9 @@ class Outputs:
         try:
             for target, folder in zip(self._targets, self._folders, strict=True):
                 if target.kind in PICTURES:
-                    self._writers.append(_Writer(_sink(target, folder, self._record, self._plate)))
+                    sink = _sink(target, folder, self._record, self._form)
+                    sink.hasher = Hasher() if self._form.wants_manifest(target) else None
+                    self._writers.append(_Writer(sink))
         except BaseException:
             self._stop(is_cancelled=True)
             self._staging.discard(keep_parents=False)
@@ -112,7 +112,7 @@ class Outputs:
         self._raise_failure()
         chunk = self._checked_chunk(frames)
         for frame in chunk:
-            number = self._start_frame + self._count
+            number = self._form.start_frame + self._count
             for writer in self._writers:
                 writer.put(frame, number)
             self._count += 1
@@ -142,7 +142,9 @@ class Outputs:
             self._stop(is_cancelled=error is not None)
             if error is None:
                 self._raise_failure()
-                self.paths = self._staging.publish(self._files())
+                published = self._staging.publish(self._files())
+                self.manifests = [path for path in published if path.name.endswith(MANIFEST)]
+                self.paths = [path for path in published if not path.name.endswith(MANIFEST)]
                 is_done = True
         finally:
             self._stop(is_cancelled=True)  # again, should Ctrl-C have broken the first wait
@@ -167,7 +169,7 @@ class Outputs:
         total = self._shot.frames
         if pictures and (self._count == 0 or (total is not None and self._count != total)):
             raise WriteError(f"{self._count} frames came for {pictures[0].text}, the shot has {total}")
-        staged = {id(writer.sink.target): writer.sink.files for writer in self._writers}
+        staged = {id(writer.sink.target): [*writer.sink.files, *self._manifest(writer)] for writer in self._writers}
         for target, folder in zip(self._targets, self._folders, strict=True):
             if target.kind == "safetensors":
                 from rushes.media.latents import write_latents
@@ -178,8 +180,22 @@ class Outputs:
 
                 assert self._shot.fps is not None
                 path = folder / target.name
-                write_timeline(path, pictures, self._record, self._shot.fps, self._count, self._start_frame)
+                write_timeline(path, pictures, self._record, self._shot.fps, self._count, self._form.start_frame)
         return [staged.get(id(target), [target.name]) for target in self._targets]
+
+    def _manifest(self, writer: _Writer) -> list[str]:
+        """Write the manifest of what a writer has finished, which becomes visible after it. Returns its name."""
+        sink = writer.sink
+        if sink.hasher is None:
+            return []
+        assert self._shape is not None
+        height, width, _ = self._shape
+        digest = record_digest(self._record)
+        name, space = sink.target.name, sink.colorspace
+        manifest = Manifest(name, self._count, (width, height), self._shot.fps, space, digest, writer.files)
+        path = sink.staging / manifest_name(sink.target)
+        manifest.write(path)
+        return [path.name]
 
     def _warn(self) -> None:
         for writer in self._writers:
@@ -191,13 +207,12 @@ class Outputs:
                 )
 
 
-def _sink(target: Target, folder: Path, record: Mapping[str, Any], plate: tuple[str | None, str, str]) -> Sink:
-    """plate: colour space, compression and depth of an EXR."""
+def _sink(target: Target, folder: Path, record: Mapping[str, Any], form: OutputFormat) -> Sink:
     if target.kind == "exr":
         from rushes.media import color, plates
 
-        colorspace, compression, depth = plate
-        space = color.find_space(colorspace or color.DEFAULT_SPACE)
+        space = color.find_space(form.colorspace or color.DEFAULT_SPACE)
+        compression, depth = form.compression or COMPRESSIONS[0], form.depth or DEPTHS[0]
         return plates.PlateSink(target, folder, record, space, compression, depth)
     if target.kind == "png":
         from rushes.media.stills import StillSink
@@ -209,11 +224,15 @@ def _sink(target: Target, folder: Path, record: Mapping[str, Any], plate: tuple[
 
 
 class _Writer:
-    """One output's thread: takes frames from a bounded queue, and after a failure only empties it."""
+    """One output's thread: takes frames from a bounded queue, and after a failure only empties it.
+
+    files: hashed, once the thread has ended and a manifest was wanted.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.error: Exception | None = None
+        self.files: tuple[File, ...] = ()
         self._is_cancelled = False
         self._is_stopped = False
         self._queue: queue.Queue[tuple[np.ndarray, int] | None] = queue.Queue(QUEUE_FRAMES)
@@ -238,9 +257,16 @@ class _Writer:
             if self.error is None and not self._is_cancelled:
                 self._guard(self.sink.write, *item)
         if self.error is None and not self._is_cancelled:
-            self._guard(self.sink.close)
+            self._guard(self._finish)
         if self.error is not None or self._is_cancelled:
             self.sink.abort()
+        if self.sink.hasher is not None:
+            self.sink.hasher.close()
+
+    def _finish(self) -> None:
+        self.sink.close()
+        if self.sink.hasher is not None:
+            self.files = self.sink.hasher.files()
 
     def _guard(self, call: Any, *arguments: Any) -> None:
         """Keep an exception for the thread that writes frames, under the output's name."""

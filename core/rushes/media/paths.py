@@ -4,21 +4,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rushes.shot import ShotError
 
 KINDS = ("exr", "mov", "mp4", "otio", "png", "safetensors")
-PICTURES = ("exr", "mov", "mp4", "png")  # what a timeline can refer to
+PICTURES = ("exr", "mov", "mp4", "png")  # what a timeline can refer to, and a manifest
 STILLS = ("exr", "png")  # one file a frame: these take a frame pattern
 MAX_START_FRAME = 10_000_000
+MANIFEST = ".manifest.json"  # what a manifest's name ends with
+NAME_BYTES = 255  # what file systems take
 HIDDEN_LENGTH = 60  # characters of a name that its temporary name repeats
 COMPRESSIONS = ("zip", "dwaa", "piz", "none")  # of plates; the first is the default
+LOSSY = ("dwaa",)
 DEPTHS = ("half", "float")
 
 _PATTERN = re.compile(r"%(?:0(\d{1,2}))?d|#+")
@@ -100,6 +103,23 @@ class Target:
         return re.fullmatch(rf"{around[0]}\d+{around[1]}", os.path.normcase(single.prefix)) is not None
 
 
+def manifest_name(target: Target) -> str:
+    """The file name of an output's manifest: `sh010_v003.exr.manifest.json` for `sh010_v003.%04d.exr`.
+
+    Of a name that would be too long only the start, and a digest of the whole.
+    """
+    bare, ending = os.path.splitext(target.name)
+    if target.padding is not None:
+        # what separates the name from the frame number goes with it
+        bare = target.prefix.rstrip("._-") + target.suffix.removesuffix(ending) or "frames"
+    ending += MANIFEST
+    if len(os.fsencode(bare + ending)) > NAME_BYTES:
+        ending = f"~{hashlib.sha256(os.fsencode(bare)).hexdigest()[:8]}{ending}"
+        while len(os.fsencode(bare + ending)) > NAME_BYTES:
+            bare = bare[:-1]
+    return bare + ending
+
+
 def frame_pattern(name: str) -> re.Match[str] | None:
     """Where a file name has its %04d or ####."""
     return _PATTERN.search(name)
@@ -122,100 +142,3 @@ def is_being_written(target: Target) -> bool:
 
 def _hidden(name: str) -> str:
     return f".{name[:HIDDEN_LENGTH]}.rushes-"
-
-
-def check_outputs(
-    paths: Sequence[str | os.PathLike[str]],
-    frames: int | None,
-    overwrite: bool,
-    colorspace: str | None,
-    size: tuple[int, int] | None = None,
-    compression: str | None = None,
-    depth: str | None = None,
-) -> list[Target]:
-    """Refuse, before any work, every set of outputs that could not be written. Creates and writes nothing.
-
-    paths: names as after `-o`; frames: number of frames, None when not yet known; colorspace: None means
-    ACEScg for plates; size: (width, height) in pixels when known; compression, depth: of plates, one of
-    COMPRESSIONS and of DEPTHS, None means zip and half. Returns the names as Targets. Raises ShotError.
-    """
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    if not paths:
-        raise ShotError("-o: no output is given; one or more file names are allowed")
-    targets = [Target.parse(path) for path in paths]
-    for index, target in enumerate(targets):
-        for earlier in targets[:index]:
-            if target.clashes(earlier):
-                raise ShotError(f"-o {target.text}: it is the same output as -o {earlier.text}; give each name once")
-    for target in targets:
-        _check_pattern(target, frames)
-        _check_size(target, size)
-        _check_place(target, overwrite)
-    _check_timeline(targets)
-    _check_plates(targets, colorspace, compression, depth)
-    return targets
-
-
-def _check_pattern(target: Target, frames: int | None) -> None:
-    if target.kind in STILLS and target.padding is None and frames is not None and frames > 1:
-        stem = target.prefix[: -len(target.kind) - 1]
-        raise ShotError(
-            f"-o {target.text}: it names one file and the shot has {frames} frames; a frame pattern "
-            f"such as {stem}.%04d.{target.kind} or {stem}.####.{target.kind} is allowed"
-        )
-
-
-def _check_size(target: Target, size: tuple[int, int] | None) -> None:
-    if size is None or target.kind != "mp4" or not any(side % 2 for side in size):
-        return
-    low, high = [side - side % 2 for side in size], [side + side % 2 for side in size]
-    raise ShotError(
-        f"-o {target.text}: the size is {size[0]}x{size[1]}; H.264 in 4:2:0 needs an even width and height, "
-        f"such as {low[0]}x{low[1]} or {high[0]}x{high[1]} (a .mov takes any size)"
-    )
-
-
-def _check_place(target: Target, overwrite: bool) -> None:
-    ancestor = target.folder
-    while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
-        ancestor = ancestor.parent
-    if not ancestor.is_dir():
-        raise ShotError(f"-o {target.text}: {ancestor} is not a folder; a name inside a folder is allowed")
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise ShotError(f"-o {target.text}: the folder {ancestor} is not writable; a folder of your own is allowed")
-    there = target.existing()
-    for _, path in there:
-        if path.is_dir():
-            raise ShotError(f"-o {target.text}: {path} is a folder; the name of a file is allowed")
-    if there and not overwrite:
-        raise ShotError(f"-o {target.text}: {there[0][1].name} already exists; give another name or --overwrite")
-
-
-def _check_timeline(targets: Sequence[Target]) -> None:
-    for target in targets:
-        if target.kind == "otio" and not any(other.kind in PICTURES for other in targets):
-            raise ShotError(
-                f"-o {target.text}: a timeline refers to pictures and none are written beside it; "
-                "add another -o such as plate.%04d.exr or shot.mov"
-            )
-
-
-def _check_plates(
-    targets: Sequence[Target], colorspace: str | None, compression: str | None, depth: str | None
-) -> None:
-    has_plate = any(target.kind == "exr" for target in targets)
-    if colorspace is not None and not has_plate:
-        raise ShotError(
-            f"--colorspace: got {colorspace!r} without a plate; it is allowed with an .exr output "
-            "(movies are Rec.709, stills are sRGB)"
-        )
-    for name, got, allowed in (("compression", compression, COMPRESSIONS), ("depth", depth, DEPTHS)):
-        if got is not None and got not in allowed:
-            raise ShotError(f"--{name}: got {got!r}; allowed are {', '.join(allowed)}")
-        if got is not None and not has_plate:
-            raise ShotError(f"--{name}: got {got!r} without a plate; it is allowed with an .exr output")
-    if has_plate:
-        from rushes.media import color
-
-        color.find_space(colorspace or color.DEFAULT_SPACE)

@@ -14,7 +14,7 @@ import numpy as np
 import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 
 from rushes.media import color
-from rushes.media.paths import COMPRESSIONS, DEPTHS, Target
+from rushes.media.paths import COMPRESSIONS, DEPTHS, LOSSY, Target
 from rushes.media.record import to_text, unreadable
 from rushes.media.sink import Sink, WriteError, printable
 
@@ -48,6 +48,7 @@ class PlateSink(Sink):
     ) -> None:
         super().__init__(target, staging, record)
         self._space = space
+        self.colorspace = space.name
         self._compression = compression
         self._is_half = depth == "half"
         self._text = to_text(record)
@@ -59,7 +60,10 @@ class PlateSink(Sink):
         pixels = self._half(frame) if self._is_half else self._float(frame)
         spec = self._spec(frame.shape[1], frame.shape[0], number)
         _write(self.staging / name, spec, pixels, self._compression)
-        self.files.append(name)
+        self.add(name, number if self.target.padding is not None else None, self._kept(pixels))
+
+    def _kept(self, pixels: np.ndarray) -> np.ndarray | None:
+        return None if self._compression in LOSSY else pixels
 
     def _float(self, frame: np.ndarray) -> np.ndarray:
         bad = ~np.isfinite(frame)

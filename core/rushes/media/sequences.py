@@ -126,6 +126,22 @@ def _opened(path: Path) -> oiio.ImageInput:
     return picture
 
 
+def read_stored(path: Path) -> list[np.ndarray]:
+    """Every number of a picture as its file has it, all parts of a file: [h, w, c] each. Raises ShotError."""
+    picture = _opened(path)
+    parts: list[np.ndarray] = []
+    try:
+        while picture.seek_subimage(len(parts), 0):
+            pixels = picture.read_image(len(parts), 0, 0, picture.spec().nchannels, oiio.UNKNOWN)
+            if pixels is None:
+                raise unreadable(path, "a picture", picture.geterror())
+            parts.append(pixels)
+    finally:
+        picture.close()
+    oiio.geterror()  # there always is a part that there is not
+    return parts
+
+
 def _channels(picture: oiio.ImageInput, spec: oiio.ImageSpec, wanted: list[int]) -> np.ndarray | None:
     """Some channels as float32 [h, w, len(wanted)]; None where the file is damaged."""
     formats = spec.channelformats or (spec.format,) * spec.nchannels

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rushes.media.manifest import Hasher
 from rushes.media.paths import Target
 from rushes.shot import Shot, ShotError
 
@@ -24,9 +25,12 @@ class Sink(ABC):
     """Writes frames of one output into its staging folder. All its methods run in that output's own thread.
 
     staging: the folder to write into; files: names of the files written so far, which are their final names;
+    colorspace: what the numbers in the files mean, by the configuration's name; hasher: gets every complete file,
+    where a manifest is wanted;
     repaired: how many values had to be changed because no picture can hold them; repair: which, and into what.
     """
 
+    colorspace: str
     repair = "NaN, infinite or beyond half float; NaN became 0, the others the nearest value that the file can hold"
 
     def __init__(self, target: Target, staging: Path, record: Mapping[str, Any]) -> None:
@@ -36,6 +40,7 @@ class Sink(ABC):
         self.shot = Shot.from_dict(record["shot"])
         self.files: list[str] = []
         self.repaired = 0
+        self.hasher: Hasher | None = None
 
     @property
     def fps(self) -> Fraction:
@@ -53,6 +58,12 @@ class Sink(ABC):
 
     def abort(self) -> None:  # noqa: B027 - nor anything open
         """Let go of open files, whose content no longer matters. Called instead of `close`."""
+
+    def add(self, name: str, number: int | None, pixels: np.ndarray | None = None) -> None:
+        """A file is complete. pixels: what it gives back bit by bit, if it does; not to be changed afterwards."""
+        self.files.append(name)
+        if self.hasher is not None:
+            self.hasher.add(self.staging / name, number, pixels)
 
     def finite(self, frame: np.ndarray) -> np.ndarray:
         """The frame with NaN as 0 and infinity as -1 or 2, which [0, 1] clips; counts them in `repaired`."""

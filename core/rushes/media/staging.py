@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rushes.media.paths import Target, temporary_name
+from rushes.media.paths import PICTURES, Target, manifest_name, temporary_name
 from rushes.shot import ShotError
 
 
@@ -121,9 +121,11 @@ def _put_back(final: Path, old: Path | None) -> None:
 
 
 def _remove_stale(target: Target, names: Sequence[str]) -> None:
+    new = set(names)
+    if target.kind in PICTURES and manifest_name(target) not in new:
+        (target.folder / manifest_name(target)).unlink(missing_ok=True)
     if target.padding is None:
         return
-    new = set(names)
     for _, path in target.existing():
         if path.name not in new:
             path.unlink()

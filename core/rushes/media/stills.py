@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 
+from rushes.media import color
 from rushes.media.plates import read_attribute
 from rushes.media.record import to_text
 from rushes.media.sink import Sink, WriteError
@@ -18,6 +19,8 @@ RECORD = "rushes"  # keyword of the text chunk
 
 class StillSink(Sink):
     """PNG files; the record is a text chunk."""
+
+    colorspace = color.SRGB
 
     def write(self, frame: np.ndarray, number: int) -> None:
         name = self.target.file_name(number)
@@ -34,7 +37,7 @@ class StillSink(Sink):
         reason = out.geterror()
         if not out.close() or not is_written:
             raise WriteError(reason or out.geterror())
-        self.files.append(name)
+        self.add(name, number if self.target.padding is not None else None, pixels)
 
 
 def read_text(path: Path) -> str | None:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from rushes.media.paths import STILLS, Target, frame_pattern, is_being_written
+from rushes.media.paths import PICTURES, STILLS, Target, frame_pattern, is_being_written, manifest_name
 
 # What Nuke takes for a version: a v after a slash, an underscore or a dot, in either case, and its digits
 _VERSION = re.compile(r"(?:^|(?<=[/\\_.]))v([0-9]+)", re.IGNORECASE)
@@ -20,9 +20,9 @@ def next_version(path: str | os.PathLike[str]) -> str:
     """The name of the first version, from that in `path` on, of which no file exists; the rest is as given.
 
     "plate_v003.%04d.exr" stays, or becomes "plate_v004.%04d.exr" and so on; "plate.%04d.exr" is tried as
-    "plate_v001.%04d.exr"; the number of digits stays. A version is taken by any frame of it, and by another
-    process that is writing it. As in Nuke the last version of the name counts, and folders change with it
-    which end with the same one; a folder alone has a version only where its whole name is one, such as v003.
+    "plate_v001.%04d.exr"; the number of digits stays. A version is taken by any frame of it, by its manifest, and
+    by another process that is writing it. As in Nuke the last version of the name counts, and folders change with
+    it which end with the same one; a folder alone has a version only where its whole name is one, such as v003.
     Nothing is reserved: `open_outputs` refuses a name that was taken meanwhile, and the caller asks again.
     Raises ShotError for a name that is no output's.
     """
@@ -41,7 +41,8 @@ def next_version(path: str | os.PathLike[str]) -> str:
 
 def _is_taken(name: str) -> bool:
     target = Target.parse(name)
-    return bool(target.existing()) or is_being_written(target)
+    has_manifest = target.kind in PICTURES and os.path.lexists(target.folder / manifest_name(target))
+    return bool(target.existing()) or has_manifest or is_being_written(target)
 
 
 def _places(text: str) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 import pytest
 from safetensors.numpy import save_file
 
-from rushes.media import read_frames, read_record
+from rushes.media import read_frames, read_record, verify
 from rushes.media.color import SRGB
 
 pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -47,8 +47,9 @@ def test_a_plate_from_the_latent_is_the_plate_from_the_images(client: Any, serve
     numbers = range(1001, 1010)
     assert names == sorted(
         [f"{name}_v001.{number}.exr" for name in ("latent", "images") for number in numbers]
-        + ["latent_v001.json", "images_v001.json"]
+        + ["latent_v001.json", "images_v001.json", "latent_v001.exr.manifest.json", "images_v001.exr.manifest.json"]
     )
+    assert verify(folder / "latent_v001.%04d.exr").ok
     for number in numbers:
         pair = [pixels_of(folder / f"{name}_v001.{number}.exr") for name in ("latent", "images")]
         assert np.array_equal(*pair), number
@@ -102,7 +103,7 @@ def test_depth_compression_start_and_rate_are_as_asked(client: Any, server: Any,
     run = client.run(prompts.plate(seed=23, writes={"name": "asked", **asked, "sidecar": False}))
     assert run.end == "success", run.error
     folder = server.base / "output/rushes"
-    assert sorted(path.name for path in folder.glob("asked*")) == [f"asked_v001.00{n}.exr" for n in range(17, 22)]
+    assert sorted(path.name for path in folder.glob("asked*.exr")) == [f"asked_v001.00{n}.exr" for n in range(17, 22)]
     spec = oiio.ImageInput.open(str(folder / "asked_v001.0017.exr")).spec()
     assert spec.format == oiio.FLOAT and spec.getattribute("compression").startswith("dwaa")
     assert spec.getattribute("colorInteropID") == "lin_rec709_scene"
