@@ -23,7 +23,7 @@ group = Path("/proc/self/autogroup")
 print(before, os.nice(0), *(group.read_text().split()[-1:] if group.exists() else []))
 """
 
-# Where sessions share time first, every new one is a group; the first session of a system is in none, and its file empty.
+# Where sessions share time first, every new one is a group; a system's first session is in none, and its file is empty.
 BY_SESSION = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 

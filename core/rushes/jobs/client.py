@@ -40,7 +40,7 @@ LOG_LINES = 12
 
 class Event(NamedTuple):
     """What has happened. kind: ready, refused (hello), died, stuck, garbage, or a notification's name (progress,
-    preview, frame, done, failed, note, started); fields: its parameters, paths as this host sees them."""
+    preview, frame, named, done, failed, note, started); fields: its parameters, paths as this host sees them."""
 
     kind: str
     fields: dict[str, Any]
@@ -198,6 +198,11 @@ class Client:
             "params": _mapped(params or {}, self._theirs),
         }
         self._going.put(encode(message))
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something has come that the next tick would hand over. May be asked on any thread."""
+        return not self._came.empty()
 
     def cancel(self, job: str, free: bool = False, home: str = "") -> None:
         """Stop a job: by asking, then by a signal, then by killing the worker; each step waits for the one before.
@@ -369,7 +374,9 @@ def _mapped(value: Any, change: Callable[[str], str], name: str = "") -> Any:
         return {key: _mapped(item, change, key) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_mapped(item, change, name) for item in value]
-    is_path = name in ("path", "folder", "frames", "outputs", "image", "home", "model") and isinstance(value, str)
+    is_path = name in ("path", "folder", "frames", "outputs", "patterns", "image", "home", "model") and isinstance(
+        value, str
+    )
     return change(value) if is_path else value
 
 

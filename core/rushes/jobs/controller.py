@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ class Job:
     message: str = ""
     notes: list[str] = field(default_factory=list)
     record: dict[str, Any] | None = None
+    delivery: dict[str, Any] = field(default_factory=dict)  # more of what `submit` takes: outputs, colorspace, plate
+    patterns: list[str] = field(default_factory=list)  # names of its outputs, with their version; known when decoding
+    preview: str = ""  # path of a rough picture
     is_elsewhere: bool = False  # made by a worker of another session, which is heard of only through the folder
 
     @property
@@ -149,12 +152,18 @@ class Controller:
     def _say(self, sentence: str) -> None:
         self.worker = sentence
 
+    def ask(
+        self, method: str, params: Mapping[str, Any], then: Callable[[Any], Any], failed: Callable[[str], Any]
+    ) -> None:
+        """Any other request of the worker; the answer comes in a later tick. Raises WorkerMissing."""
+        self.start().request(method, params, then, failed)
+
     # --- jobs -----------------------------------------------------------------------------------------------------
 
-    def submit(self, key: str, wish: Wish, home: str) -> Job:
-        """Have a new clip made, in a folder under `home`. Raises WorkerMissing."""
+    def submit(self, key: str, wish: Wish, home: str, delivery: Mapping[str, Any] | None = None) -> Job:
+        """Have a new clip made, in a folder under `home`; delivery: see Job. Raises WorkerMissing."""
         self.start()
-        self.jobs[key] = job = Job(key, wish, home)
+        self.jobs[key] = job = Job(key, wish, home, delivery=dict(delivery or {}))
         self._send(job)
         return job
 
@@ -278,7 +287,7 @@ class Controller:
                 return  # cancelled meanwhile
             made = plan(job.wish, self.limits[job.wish["model"]])
             job.shot, job.length, job.notes = made.shot, made.length, list(made.notes)
-            request = {"shot": made.shot, "home": job.home, "fit": True}
+            request = {"shot": made.shot, "home": job.home, "fit": True, **job.delivery}
             client.request("submit", request, then=lambda answer: self._accepted(job, answer), failed=refused)
 
         self._with_limits(job.wish["model"], planned, refused)
@@ -296,7 +305,7 @@ class Controller:
     def _attached(self, job: Job, answer: dict[str, Any], is_resuming: bool) -> None:
         job.shot, job.frames = answer["shot"], len(answer["frames"])
         state, ending = answer["state"], answer["ending"] or {}
-        job.message = ending.get("message", "")
+        job.message, job.patterns = ending.get("message", ""), list(ending.get("patterns", ()))
         self._changed.add(job.key)
         stopped = ("interrupted", "queued", *(("failed", "cancelled") if is_resuming else ()))
         if state in stopped and self._client is not None and (is_resuming or self._is_harmless(job)):
@@ -367,10 +376,14 @@ class Controller:
             job.step, job.steps, job.remaining = fields["step"], fields["steps"], fields["remaining"]
         elif kind == "frame":
             job.frames = max(job.frames, fields["number"])
+        elif kind == "preview":
+            job.preview = fields["path"]
+        elif kind == "named":
+            job.patterns = list(fields["outputs"])
         elif kind == "note":
             job.notes = [*job.notes, fields["message"]][-MAX_NOTES:]
         elif kind == "done":
-            job.frames, job.message = fields["frames"], ""
+            job.frames, job.message, job.patterns = fields["frames"], "", list(fields["patterns"])
             self._read_done(job)
         elif kind == "failed":
             job.state, job.message = "cancelled" if fields["cancelled"] else "failed", fields["message"]

@@ -74,7 +74,7 @@ class Job:
         return self.path / "latents.safetensors"
 
     def request(self) -> dict[str, Any]:
-        """shot.json: version, shot, outputs, colorspace, overwrite, created. Raises JobError."""
+        """shot.json: version, shot, outputs, colorspace, overwrite, plate, created. Raises JobError."""
         values = _read_json(self.path / "shot.json")
         if values is None:
             raise JobError(f"job: {self.path} holds no shot.json that can be read; a job's folder is allowed")
@@ -189,10 +189,17 @@ class Job:
 
 
 def create_job(
-    home: Path, shot: Shot, outputs: Sequence[str] = (), *, colorspace: str | None = None, overwrite: bool = False
+    home: Path,
+    shot: Shot,
+    outputs: Sequence[str] = (),
+    *,
+    colorspace: str | None = None,
+    overwrite: bool = False,
+    plate: Mapping[str, Any] | None = None,
 ) -> Job:
     """A new folder under `home` with the request in it. Raises JobError when the disk does not take it.
 
+    plate: more of what `open_outputs` takes, and `next_version`, by which the output gets its name when it is written.
     The folder gets its name only when it is complete, so that nobody sees half a request.
     """
     name = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(3)
@@ -200,6 +207,7 @@ def create_job(
     request = {
         "version": VERSION, "rushes": __version__, "created": round(time.time(), 3), "shot": shot.to_dict(),
         "outputs": [os.path.abspath(output) for output in outputs], "colorspace": colorspace, "overwrite": overwrite,
+        "plate": dict(plate or {}),
     }  # fmt: skip
     try:
         (building / "frames").mkdir(parents=True)

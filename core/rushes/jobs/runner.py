@@ -18,7 +18,16 @@ from filelock import Timeout
 
 from rushes.engine import Engine
 from rushes.jobs.folder import Job, JobError, not_writable
-from rushes.media import FrameFolder, open_outputs, read_history, read_latents, read_record, write_latents
+from rushes.media import (
+    FrameFolder,
+    next_version,
+    open_outputs,
+    read_history,
+    read_latents,
+    read_record,
+    write_latents,
+)
+from rushes.media.paths import Target
 from rushes.progress import Cancelled, Denoising, Frames, Progress
 from rushes.shot import Shot, ShotError
 
@@ -33,7 +42,8 @@ LOCK_WAIT = 1.0  # a listing holds the lock for a moment
 def run_job(job: Job, load: Callable[[Shot], Engine], tell: Tell, cancel: threading.Event) -> str:
     """Make the job's clip; returns its state afterwards: done, failed or cancelled. `Job.reopen` one that had ended.
 
-    load: the engine of a shot's model. tell gets started, note, progress, preview, frame, done or failed, with fields.
+    load: the engine of a shot's model. tell gets started, note, progress, preview, frame, named, done or failed, with
+    fields.
     Raises JobError when another process runs the job, it is done, or its folder is gone, from the future or read-only.
     """
     request = job.request()
@@ -111,6 +121,7 @@ class _Run:
     def __init__(self, job: Job, load: Callable[[Shot], Engine], tell: Tell, cancel: threading.Event) -> None:
         self.job, self._load, self._tell, self._cancel = job, load, tell, cancel
         self._saved = self._previewed = time.monotonic()
+        self._patterns: list[str] = []  # the outputs' names, as given or with their version
         self._share = 1.0  # of the steps, what this attempt has made itself
 
     def make(self, request: dict[str, Any]) -> None:
@@ -131,9 +142,10 @@ class _Run:
         started = time.monotonic()
         paths = self._decode(engine, latents, record, request)
         self._pace(work.pixels, started, engine, "pixels")
-        job.finish(frames=len(job.frames()), outputs=paths, record=record)
+        told = {"frames": len(job.frames()), "outputs": paths, "patterns": self._patterns}
+        job.finish(**told, record=record)
         job.append("done", sync=True)
-        self._tell("done", frames=len(job.frames()), outputs=paths)
+        self._tell("done", **told)
 
     def _denoise(self, engine: Engine, shot: Shot, record: dict[str, Any]) -> torch.Tensor:
         """Finished latents, from the last state on disk if there is one."""
@@ -182,10 +194,12 @@ class _Run:
         with ExitStack() as stack:
             folder = stack.enter_context(FrameFolder(self.job.frames_folder, record))
             outputs = None
-            if names := request["outputs"]:
+            if request["outputs"]:
+                options = dict(request.get("plate") or {})
+                self._patterns = names = self._named(request["outputs"], record, options.pop("next_version", False))
                 overwrite = request["overwrite"] or all(_is_made_already(name, record) for name in names)
                 outputs = stack.enter_context(
-                    open_outputs(names, record, request["colorspace"], overwrite, latents=latents)
+                    open_outputs(names, record, request["colorspace"], overwrite, latents=latents, **options)
                 )
             number = 0
             for frames in engine.decode(latents, self._progress, self._cancel):
@@ -198,6 +212,20 @@ class _Run:
                         folder.write(frame, number)
                     self._tell("frame", number=number, path=str(path))
         return [str(path) for path in outputs.paths] if outputs is not None else []
+
+    def _named(self, outputs: list[str], record: dict[str, Any], is_versioned: bool) -> list[str]:
+        """The outputs' names. A version is the next free one; after a kill it is the one that the job already had."""
+        if not is_versioned:
+            return outputs
+        names: list[str] = []
+        for event in self.job.events():
+            names = event["names"] if event["event"] == "named" else names
+        # somebody may have taken a name since, but not while this job was writing: its staging folder was in the way
+        if not names or any(Target.parse(name).existing() and not _is_made_already(name, record) for name in names):
+            names = [next_version(output) for output in outputs]
+            self.job.append("named", sync=True, names=names)
+        self._tell("named", outputs=names)
+        return names
 
     def _pace(self, amount: float, started: float, engine: Engine, unit: str) -> None:
         """For later estimates: how much of the work this model and device do in a second."""

@@ -30,6 +30,7 @@ from rushes.shot import Shot, ShotError
 
 HEARTBEAT = 2.0  # seconds
 IDLE = 300.0  # seconds after which the model's memory is given back
+SLOW = ("record",)  # reads all of a model's weights; a cancel must not wait behind it
 PARSE_ERROR, INVALID_REQUEST, NO_METHOD, BAD_PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
 LOG_BYTES = 4 * 2**20  # a larger log begins anew; the last one is kept beside it
 
@@ -66,7 +67,7 @@ class Worker:
         self._methods: dict[str, Callable[[dict[str, Any]], Any]] = {
             "hello": self._hello, "submit": self._submit, "resume": self._resume, "cancel": self._cancel,
             "jobs": self._jobs, "attach": self._attach, "models": self._models, "estimate": self._estimate,
-            "free": self._free, "shutdown": self._shutdown,
+            "free": self._free, "shutdown": self._shutdown, "record": self._record, "colorspaces": self._colorspaces,
         }  # fmt: skip
 
     def serve(self, stream: BinaryIO) -> None:
@@ -87,7 +88,7 @@ class Worker:
             elif came is None:
                 break
             else:
-                self._answer(came)
+                self._take(came)
         self._queue.put(None)
         while maker.is_alive():  # join() without a time limit would keep Ctrl-C waiting
             maker.join(0.2)
@@ -99,6 +100,12 @@ class Worker:
                 event.set()
 
     # --- requests ---------------------------------------------------------------------------------------------
+
+    def _take(self, message: Message) -> None:
+        if message.get("method") in SLOW:
+            threading.Thread(target=self._answer, args=(message,), name="rushes answer", daemon=True).start()
+        else:
+            self._answer(message)
 
     def _answer(self, message: Message) -> None:
         method, number = message.get("method"), message.get("id")
@@ -130,15 +137,14 @@ class Worker:
         }  # fmt: skip
 
     def _submit(self, params: dict[str, Any]) -> dict[str, Any]:
-        from rushes.media import check_outputs
+        from rushes.jobs.delivery import check_delivery
 
         shot = Shot.from_dict(_taken(params, "shot", dict))
-        outputs = _taken(params, "outputs", list, [])
+        outputs, plate = _taken(params, "outputs", list, []), _taken(params, "plate", dict, {})
         colorspace, overwrite = params.get("colorspace"), bool(params.get("overwrite"))
         shot = _model(shot).resolve(shot, bool(params.get("fit")))
-        if outputs:
-            check_outputs(outputs, shot.frames, overwrite, colorspace, shot.size)
-        job = create_job(self._home(params), shot, outputs, colorspace=colorspace, overwrite=overwrite)
+        check_delivery(outputs, shot, colorspace, overwrite, plate)
+        job = create_job(self._home(params), shot, outputs, colorspace=colorspace, overwrite=overwrite, plate=plate)
         self._accept(job)
         return self._about(job)
 
@@ -223,6 +229,18 @@ class Worker:
         model = _model(shot)
         shot = model.resolve(shot, bool(params.get("fit")))
         return estimate(self._home(params), model, shot, self._engines.device)
+
+    def _record(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What one of our files says of itself, and whether it could be made again here."""
+        from rushes.jobs.delivery import about_file
+
+        return about_file(_taken(params, "path", str))
+
+    def _colorspaces(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Those a plate can be written in, with every name that a host's own configuration may have for them."""
+        from rushes.media.color import list_spaces
+
+        return {"colorspaces": list_spaces()}
 
     def _free(self, params: dict[str, Any]) -> dict[str, Any]:
         with self._lock:

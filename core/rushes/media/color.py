@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import PyOpenColorIO as ocio  # noqa: N813 - the field's name for it
@@ -77,6 +78,20 @@ def find_space(name: str) -> Space:
     interop_id = next((alias for alias in space.getAliases() if alias.endswith("_scene")), "")
     gamut = interop_id.split("_")[1] if interop_id else ""
     return Space(space.getName(), interop_id, CHROMATICITIES.get(gamut), space.getEncoding() == "sdr-video")
+
+
+def list_spaces() -> list[dict[str, Any]]:
+    """Every space with colours, JSON-ready: name, aliases, interop_id, and is_linear, whether it is scene-linear."""
+    found = []
+    for space in config().getColorSpaces():
+        if not space.isData() and space.getReferenceSpaceType() == ocio.REFERENCE_SPACE_SCENE:
+            about = find_space(space.getName())
+            names = [about.name, *space.getAliases()]
+            is_linear = space.getEncoding() == "scene-linear"
+            found.append(
+                {"name": names[0], "aliases": names[1:], "interop_id": about.interop_id, "is_linear": is_linear}
+            )
+    return found
 
 
 def find_gamut(primaries: Sequence[float]) -> Space | None:

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""A host's plates: what it may ask for, checked before any work, and what a finished file says of itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rushes._version import __version__
+from rushes.engine import Model
+from rushes.media import check_outputs, next_version, read_record, shot_in
+from rushes.media.paths import MAX_START_FRAME, Target
+from rushes.shot import Shot, ShotError
+
+PLATE = {"start_frame": int, "next_version": bool, "compression": str, "depth": str}  # in a job's `plate`
+
+
+def check_delivery(
+    outputs: Sequence[str], shot: Shot, colorspace: str | None, overwrite: bool, plate: Mapping[str, Any]
+) -> None:
+    """Raise ShotError for outputs of a resolved shot that could not be written.
+
+    plate: any of PLATE. next_version: the output takes the next free version when it is written, "plate.%04d.exr" as
+    "plate_v001.%04d.exr"; one output is allowed with it, since several would each count for themselves.
+    """
+    for name, value in plate.items():
+        kind = PLATE.get(name)
+        if kind is None:
+            raise ShotError(f"plate: got {name!r}; {', '.join(PLATE)} are allowed")
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise ShotError(f"plate: {name} is {value!r}; {kind.__name__} is allowed")
+    start = plate.get("start_frame", 0)
+    if not 0 <= start <= MAX_START_FRAME:
+        raise ShotError(f"plate: start_frame is {start}; a whole number from 0 to {MAX_START_FRAME} is allowed")
+    if not outputs:
+        if plate:
+            raise ShotError("plate: it is given and no output is; a name such as plate.%04d.exr is needed with it")
+        return
+    names = list(outputs)
+    if plate.get("next_version"):
+        if len(names) != 1 or overwrite:
+            raise ShotError(f"plate: next_version with {len(names)} outputs; one, without overwrite, is allowed")
+        names = [next_version(names[0])]
+    compression, depth = plate.get("compression"), plate.get("depth")
+    check_outputs(names, shot.frames, overwrite, colorspace, shot.size, compression, depth)
+
+
+def about_file(path: str) -> dict[str, Any]:
+    """The shot in one of our files, JSON-ready, and why making it again here may give other bits.
+
+    shot, record: as they stand in the file; colorspace: of a plate, else None; first, last: frame numbers of the
+    sequence that `path` names or is one frame of, None for other files; missing: numbers between them without a file;
+    notes: one sentence for each thing that is not as it was. Raises ShotError for a file that is not ours.
+    """
+    shot, record = shot_in(read_record(path), path)
+    numbers = [number for number, _ in _sequence(path)]
+    missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers)) if numbers else []
+    return {
+        "shot": shot.to_dict(), "record": dict(record), "colorspace": _colorspace(path),
+        "first": numbers[0] if numbers else None, "last": numbers[-1] if numbers else None, "missing": missing,
+        "notes": _differences(shot, record),
+    }  # fmt: skip
+
+
+def _sequence(path: str) -> list[tuple[int, Path]]:
+    target = Target.parse(path)
+    if target.padding is not None and not os.path.isfile(path):
+        return target.existing()
+    stem, suffix = os.path.splitext(path)
+    digits = len(stem) - len(stem.rstrip("0123456789"))
+    if target.kind not in ("exr", "png") or not digits or stem[-digits - 1 : -digits] not in (".", "_"):
+        return []
+    return Target.parse(f"{stem[:-digits]}%0{digits}d{suffix}").existing()
+
+
+def _colorspace(path: str) -> str | None:
+    if not path.lower().endswith(".exr"):
+        return None
+    from rushes.media import plates
+
+    file = Path(path) if os.path.isfile(path) else Target.parse(path).existing()[0][1]
+    return plates.read_attribute(file, "rushes/colorspace", "an EXR")
+
+
+def _differences(shot: Shot, record: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if record["rushes"] != __version__:
+        notes.append(f"it was made by Rushes {record['rushes']}, this is {__version__}: the bits may differ")
+    try:
+        model = Model.open(shot.model)
+        before = record.get("model") or {}
+        now = model.record(shot)["model"]
+        if before.get("sha256") != now["sha256"]:
+            then = str(before.get("sha256") or "unknown")[:8]
+            notes.append(
+                f"it was made with other weights of {now['name']} (SHA-256 {then}, now {now['sha256'][:8]}): "
+                "the bits may differ"
+            )
+    except ShotError as error:
+        notes.append(str(error))
+    for keyframe in shot.keyframes:
+        try:
+            keyframe.sealed()
+        except ShotError as error:
+            notes.append(str(error))
+    return notes
