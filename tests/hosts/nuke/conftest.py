@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""A Nuke for each test that asks: the double of double/, of several versions, which nobody may have used wrongly."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+NAME = "nuke_double"  # the double's package; what it puts into sys.modules is `nuke`
+Install = Callable[..., Any]
+WriteFrames = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def nuke_double() -> ModuleType:
+    """The package double/, imported once."""
+    folder = Path(__file__).parent / "double"
+    spec = importlib.util.spec_from_file_location(
+        NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def install(nuke_double: ModuleType) -> Iterator[Install]:
+    """install(major=16, gui=True, config=…): a fresh Nuke. At the end of the test nothing wrong may have been done to
+    it: neither a thread violation nor an exception in a posted call or a callback. Who provokes one clears the list.
+    """
+    made: list[Any] = []
+    before = list(sys.path)
+
+    def begin(**options: Any) -> Any:
+        made.append(nuke_double.install(**options))
+        return made[-1]
+
+    yield begin
+    nuke_double.uninstall()
+    sys.path[:] = before
+    for session in made:
+        assert session.violations == [], "Nuke was used off its main thread, or frozen"
+        assert session.errors == [], "a posted call or a callback has raised"
+
+
+@pytest.fixture(params=[13, 16, 17], ids=lambda major: f"Nuke {major}")
+def session(request: pytest.FixtureRequest, install: Install) -> Any:
+    """A Nuke with its window, of the oldest version, of the first with PySide6, and of the newest."""
+    return install(major=request.param)
+
+
+@pytest.fixture
+def nuke(session: Any) -> Any:
+    """What `import nuke` gives in that session."""
+    return session.nuke
+
+
+@pytest.fixture
+def write_frames(tmp_path: Path) -> WriteFrames:
+    """write_frames(numbers, size=(48, 27), name="plate.%04d.exr", attributes={…}): EXR files, each of one colour that
+    grows with its number; the pattern.
+    """
+    import OpenImageIO as oiio  # noqa: N813 - the field's name for it
+
+    def write(
+        numbers: Any, size: tuple[int, int] = (48, 27), name: str = "plate.%04d.exr", attributes: Any = None
+    ) -> Path:
+        for number in numbers:
+            path = tmp_path / (name % number)
+            spec = oiio.ImageSpec(*size, 3, "half")
+            for key, value in (attributes or {}).items():
+                spec.attribute(key, *value) if isinstance(value, tuple) else spec.attribute(key, value)
+            output = oiio.ImageOutput.create(str(path))
+            assert output.open(str(path), spec)
+            assert output.write_image(np.full((size[1], size[0], 3), number / 2048, np.float32))
+            output.close()
+        return tmp_path / name
+
+    return write
