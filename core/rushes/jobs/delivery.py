@@ -44,8 +44,8 @@ def check_delivery(
         if len(names) != 1 or overwrite:
             raise ShotError(f"plate: next_version with {len(names)} outputs; one, without overwrite, is allowed")
         names = [next_version(names[0])]
-    compression, depth = plate.get("compression"), plate.get("depth")
-    check_outputs(names, shot.frames, overwrite, colorspace, shot.size, compression, depth)
+    form = {name: plate[name] for name in ("compression", "depth") if name in plate}
+    check_outputs(names, shot.frames, overwrite, colorspace, shot.size, **form)
 
 
 def about_file(path: str) -> dict[str, Any]:
