@@ -74,7 +74,7 @@ def test_a_resumed_job_keeps_its_version(shot: Shot, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in plate.parent.iterdir()}
     assert run_job(job, load, tell, threading.Event()) == "done"
     assert {path.name: path.read_bytes() for path in plate.parent.iterdir()} == before
-    assert sorted(before) == [f"a_v001.{number:04d}.exr" for number in range(3, 12)]
+    assert sorted(before) == [*(f"a_v001.{number:04d}.exr" for number in range(3, 12)), "a_v001.exr.manifest.json"]
     # but when somebody has taken the name meanwhile, theirs stays and ours is the next
     (job.path / "done.json").unlink()
     for path in plate.parent.iterdir():
