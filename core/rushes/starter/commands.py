@@ -80,6 +80,23 @@ def model(folder: Path, minutes: float, batch: int, **rest: Any) -> None:
     pack(folder, folder / "starter.safetensors")
 
 
+@train.command()
+@_run_options
+@click.option("--minutes", default=60.0, show_default=True, help="Working time in all; resumed runs go on.")
+@click.option("--batch", default=6, show_default=True, help="Clips per process and step.")
+@click.option("--steps", default=8, show_default=True, type=click.IntRange(1, 16), help="That the student shall need.")
+def distil(folder: Path, minutes: float, batch: int, steps: int, **rest: Any) -> None:
+    """Train a student of FOLDER's model that needs few steps and no guidance, then write FOLDER/student.safetensors."""
+    from functools import partial
+
+    from rushes.starter.train.distil import train_student
+    from rushes.starter.train.pack import pack
+    from rushes.starter.train.run import launch
+
+    launch(_options(folder, minutes, batch, rest), partial(train_student, steps=steps))
+    pack(folder, folder / "student.safetensors", student=True)
+
+
 @train.command(name="all")
 @_run_options
 @click.option("--minutes", default=180.0, show_default=True, help="Working time in all, shared out to the stages.")

@@ -10,6 +10,7 @@ subject is and how far the camera has moved; the renderer knows both.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,26 +63,41 @@ class Batches:
     """Random batches of one clip length each, from the shards; every process draws its own."""
 
     def __init__(
-        self, data: Latents, mean: list[float], std: list[float], seed: int, device: str, rank: int = 0
+        self,
+        data: Latents,
+        mean: list[float],
+        std: list[float],
+        seed: int,
+        device: str,
+        rank: int = 0,
+        drop: float = DROP,
     ) -> None:
+        """drop: share of captions left out."""
         self._dice = torch.Generator().manual_seed(seed + 7919 * rank)
         # Equal in all processes, or the one would wait for the other
         self._lengths = torch.Generator().manual_seed(seed)
-        self._device = device
+        self._device, self._drop = device, drop
         shift, scale = torch.tensor(mean)[:, None, None, None], torch.tensor(std)[:, None, None, None]
         self._clips = (data.clips.float() - shift) / scale
         self._holds = (data.holds.float() - shift) / scale
         self._cover, self._shifts, self._scenes = data.cover.float(), data.shifts, data.scenes
         self._tokenizer = WordTokenizer(vocabulary(), TEXT_LEN)
+        self.empty = self._tokenizer.encode("")[0]
 
-    def draw(self, count: int) -> dict[str, Tensor | list[list[int]]]:
-        """clean, noisy [B, C, T, h, w]; velocity; timestep [B, T]; weight [B, 1, T, h, w]; cover; shifts; prompts."""
+    def draw(self, count: int, levels: Tensor | None = None) -> dict[str, Any]:
+        """noisy, velocity [B, C, T, h, w]; timestep [B, T]; weight [B, 1, T, h, w]; cover; shifts; prompts.
+
+        levels: noise levels to choose from, one for a whole clip; None: `_levels`.
+        """
         dice = self._dice
         which = 0 if torch.rand((), generator=self._lengths) < 0.5 else 1
         T = LENGTHS[which]
         picks = torch.randint(len(self._scenes), (count,), generator=dice)
         clean = self._clips[picks, :, :T].clone()
-        sigma = _levels(count, T, dice)
+        if levels is None:
+            sigma = _levels(count, T, dice)
+        else:
+            sigma = levels[torch.randint(len(levels), (count, 1), generator=dice)].expand(-1, T)
         given = _given(count, T, dice)
         for row in range(count):
             if given[row, -1] and not given[row, :-1].all():
@@ -107,7 +123,7 @@ class Batches:
     def _prompts(self, picks: Tensor) -> list[list[int]]:
         prompts = []
         for pick in picks.tolist():
-            dropped = float(torch.rand((), generator=self._dice)) < DROP
+            dropped = float(torch.rand((), generator=self._dice)) < self._drop
             seed = int(torch.randint(2**31, (1,), generator=self._dice))
             prompts.append(self._tokenizer.encode("" if dropped else caption(self._scenes[pick], seed))[0])
         return prompts

@@ -25,15 +25,20 @@ from rushes.starter.train.vae import load_vae
 from rushes.starter.world import render, sample_scenes
 
 DEFAULTS = Defaults(size=SIZE, frames=FRAMES, fps=str(FPS), steps=16, guidance=4.0, shift=2.0)
+MODEL, STUDENT = "model_state.pt", "distil_state.pt"
 MAX_FRAMES = 513
 MAX_PIXELS = 512 * 512
 
 
-def pack(folder: Path, path: Path, name: str = "starter") -> Card:
-    """Write the run's averaged weights as a bundle. Raises ShotError when the run has no model yet."""
-    state = load_state(folder / "model_state.pt", "cpu")
+def pack(folder: Path, path: Path, name: str = "starter", student: bool = False) -> Card:
+    """Write the run's averaged weights as a bundle: the model's, or its student's, which needs fewer steps.
+
+    Raises ShotError when the run has none yet.
+    """
+    state = load_state(folder / (STUDENT if student else MODEL), "cpu")
     if state is None:
-        raise ShotError(f"folder: {folder} holds no model_state.pt; run `rushes train model` first")
+        stage = "distil" if student else "model"
+        raise ShotError(f"folder: {folder} holds no {stage}_state.pt; run `rushes train {stage}` first")
     vae_state = load_state(folder / "vae_state.pt", "cpu")
     assert vae_state is not None
     starter = Starter(state["words"])
@@ -45,7 +50,7 @@ def pack(folder: Path, path: Path, name: str = "starter") -> Card:
         vae=dataclasses.replace(VAE, latents_mean=tuple(state["mean"]), latents_std=tuple(state["std"])),
         text=text_config(state["words"]),
         vocabulary=tuple(state["words"]),
-        defaults=DEFAULTS,
+        defaults=_student_defaults(state["steps"]) if student else DEFAULTS,
         preview=_preview(vae, state["mean"], state["std"]),
         trained_frames=FRAMES,
         max_frames=MAX_FRAMES,
@@ -55,6 +60,11 @@ def pack(folder: Path, path: Path, name: str = "starter") -> Card:
     parts = {"transformer": starter.transformer, "vae": vae, "text": starter.text}
     write_bundle(path, card, {part: _half(module.state_dict()) for part, module in parts.items()})
     return card
+
+
+def _student_defaults(steps: int) -> Defaults:
+    # What it learnt are straight lines between the levels, and the guidance is in them
+    return dataclasses.replace(DEFAULTS, steps=steps, guidance=1.0, solver="euler")
 
 
 def _record(state: dict[str, Any], vae_state: dict[str, Any]) -> dict[str, Any]:
