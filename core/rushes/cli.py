@@ -32,6 +32,8 @@ _COMMANDS = {
     "verify": ("rushes.commands.verify:verify", "Prove that a plate or movie is complete and unchanged."),
     "jobs": ("rushes.commands.jobs:jobs", "List the jobs of hosts and their states; clean up."),
     "resume": ("rushes.commands.jobs:resume", "Go on with a job that was interrupted."),
+    "review": ("rushes.commands.publish:review", "Say that a person has looked at a plate or a job's frames."),
+    "publish": ("rushes.commands.publish:publish", "Check a reviewed plate and publish it as a new version."),
     "worker": ("rushes.commands.jobs:worker", "Make shots for a host that talks over a pipe."),
     "estimate": ("rushes.commands.estimate:estimate", "Say what a shot will take before it is made."),
     "package": ("rushes.commands.package:package", "Build the plug-in of a host."),

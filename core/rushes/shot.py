@@ -18,6 +18,8 @@ MAX_PROMPT = 10_000  # characters; the longest text any supported encoder reads 
 MAX_FRAMES = 100_000
 MAX_FPS = 1000
 RECORD_VERSION = 1
+# IPTC NewsCodes, digital source type: made by a model that was trained on sampled content
+TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 class ShotError(ValueError):

@@ -13,7 +13,8 @@ import click
 
 from rushes.commands.reporting import make_reporter
 from rushes.commands.stopping import Stopped, stop_on_signals
-from rushes.jobs.folder import Job, JobError, find_job, jobs_home, list_jobs, not_writable, remove_leftovers
+from rushes.jobs.folder import REVIEWS, Job, JobError, find_job, jobs_home, list_jobs, not_writable, remove_leftovers
+from rushes.publish.review import shown
 from rushes.shot import ShotError
 
 home_option = click.option(
@@ -21,7 +22,8 @@ home_option = click.option(
 )
 
 
-def _home(home: str | None) -> Path:
+def jobs_folder(home: str | None) -> Path:
+    """What --home means."""
     return Path(home).absolute() if home else jobs_home()
 
 
@@ -40,7 +42,7 @@ def worker(home: str | None, log: str | None, device: str | None, idle: float) -
     """Make shots for a host: JSON-RPC on standard input and output. Hosts start it; people need not."""
     from rushes.jobs.worker import run_worker
 
-    run_worker(_home(home), Path(log) if log else None, device, idle)
+    run_worker(jobs_folder(home), Path(log) if log else None, device, idle)
 
 
 @click.group(invoke_without_command=True)
@@ -49,7 +51,7 @@ def worker(home: str | None, log: str | None, device: str | None, idle: float) -
 @click.pass_context
 def jobs(context: click.Context, home: str | None, as_json: bool) -> None:
     """List the jobs, newest last; `rushes jobs clean` removes those that are over."""
-    context.obj = _home(home)
+    context.obj = jobs_folder(home)
     if context.invoked_subcommand is not None:
         return
     rows = [_row(job) for job in list_jobs(context.obj)]
@@ -57,7 +59,8 @@ def jobs(context: click.Context, home: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"home": str(context.obj), "jobs": rows}))
         return
     for row in rows:
-        click.echo(f"{row['job']}  {row['state']:<11} {row['frames']:>4} frames  {row['prompt']}")
+        verdict = f"{row['verdict']}: " if row["verdict"] else ""
+        click.echo(f"{row['job']}  {row['state']:<11} {row['frames']:>4} frames  {verdict}{row['prompt']}")
     if not rows:
         click.echo(f"no jobs in {context.obj}")
 
@@ -66,12 +69,14 @@ def _row(job: Job) -> dict[str, Any]:
     try:
         prompt = job.request()["shot"]["prompt"]
         state = job.state()
+        verdict = shown(job.path / REVIEWS, None)["verdict"]
     except ShotError as error:
-        prompt, state = str(error), "unreadable"
+        prompt, state, verdict = str(error), "unreadable", None
     ending = job.ending() or {}
     return {
         "job": job.id, "folder": str(job.path), "state": state, "frames": len(job.frames()), "prompt": prompt,
         "message": ending.get("message", ""), "outputs": ending.get("outputs", []),
+        "verdict": verdict,
     }  # fmt: skip
 
 
@@ -122,7 +127,7 @@ def cancel(home: Path, name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on standard output.")
 def resume(name: str, home: str | None, device: str | None, as_json: bool) -> None:
     """Go on with an interrupted, failed or cancelled JOB, from its last saved step."""
-    job = find_job(_home(home), name)
+    job = find_job(jobs_folder(home), name)
     job.request()  # before torch is loaded
     from rushes.engine import Engine
     from rushes.jobs.runner import run_job

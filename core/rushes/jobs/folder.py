@@ -7,6 +7,7 @@ events.jsonl          what happened, one JSON object a line, appended only; chan
 latents.safetensors   the denoising as it stands, then finished; replaced whole
 frames/0001.png ...   finished frames, each whole
 done.json | failed.json
+review.json           what people have said of the frames, by `rushes review`; only added to
 cancel                somebody wants it stopped, who is not the host of the worker that runs it
 lock                  held by the process that runs the job, and by nothing when that process is gone
 """
@@ -30,6 +31,7 @@ from rushes.shot import Shot, ShotError
 
 VERSION = 1
 STATES = ("queued", "running", "interrupted", "done", "failed", "cancelled")
+REVIEWS = "review.json"
 _HOME_VARIABLE = "RUSHES_JOBS"
 _FRESH = 3600.0  # seconds after which a folder that never got its name is a kill's leftover
 
@@ -222,7 +224,7 @@ def create_job(
 
 def find_job(home: Path, name: str) -> Job:
     """A job by its id, a clear beginning of it, or the path of its folder. Raises JobError."""
-    if (Path(name) / "shot.json").is_file():
+    if os.path.isfile(os.path.join(name, "shot.json")):
         return Job(Path(name).absolute())
     found = [job for job in list_jobs(home) if job.id.startswith(name)] if name and os.sep not in name else []
     exact = [job for job in found if job.id == name]

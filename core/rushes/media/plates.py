@@ -15,7 +15,7 @@ import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 
 from rushes.media import color
 from rushes.media.paths import COMPRESSIONS, DEPTHS, LOSSY, Target
-from rushes.media.record import to_text, unreadable
+from rushes.media.record import SOURCE_TYPE, to_text, unreadable
 from rushes.media.sink import Sink, WriteError, printable
 
 RECORD = "rushes/record"
@@ -109,6 +109,8 @@ class PlateSink(Sink):
         spec.attribute("rushes/colorspace", self._space.name)
         spec.attribute("rushes/prompt", printable(self.shot.prompt))
         spec.attribute("rushes/seed", self.shot.seed if self.shot.seed <= INT_MAX else str(self.shot.seed))
+        if SOURCE_TYPE in self.record:
+            spec.attribute("rushes/digitalSourceType", str(self.record[SOURCE_TYPE]))
         spec.attribute(RECORD, self._text)
         return spec
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rushes.media.paths import KINDS, Target
-from rushes.shot import Shot, ShotError
+from rushes.shot import TRAINED_MEDIA, Shot, ShotError
 
 NO_SHOT = "without_shot"  # key of a record whose frames no shot has made: those of somebody else's graph
+SOURCE_TYPE = "digital_source_type"  # key of the IPTC's word for how the pictures came to be
+COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 MADE_FROM = "made_from"  # key of the record that frames had before somebody changed them
 
 
@@ -67,6 +69,23 @@ def shot_in(record: Mapping[str, Any], name: str | os.PathLike[str]) -> tuple[Sh
     if before is None:
         raise ShotError(f"{os.fspath(name)}: no shot of Rushes made its frames; a file made from a shot is allowed")
     return shot_in(checked(before, Path(name)), name)
+
+
+def source_type(record: Mapping[str, Any], name: str | os.PathLike[str]) -> str:
+    """The IPTC digital source type of a file's pictures: what its record says, or what its model tells.
+
+    Of frames that were changed after a model had made them it is the composite with them. name: of the file, for the
+    message. Raises ShotError where neither a model nor a source is named.
+    """
+    if record.get(NO_SHOT):
+        shot_in(record, name)
+        return COMPOSITE
+    said, model = record.get(SOURCE_TYPE), record.get("model")
+    if isinstance(said, str) and said:
+        return said
+    if not isinstance(model, dict) or not model.get("sha256"):
+        raise ShotError(f"{os.fspath(name)}: its record names no model; a file with its provenance is allowed")
+    return TRAINED_MEDIA
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:

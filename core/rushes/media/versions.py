@@ -80,3 +80,12 @@ def _with_first_version(text: str) -> str:
     # what separated the name from the frame number goes on doing so, or a dot: v0011001 would be one number
     between = before[len(bare) :] or ("." if found else "")
     return f"{folder}{bare}{'_' if bare else ''}{_FIRST}{between}{after}"
+
+
+def without_version(name: str) -> str:
+    """A file's name, or its stem, without its version and what separates that: "sh010_v003" is "sh010"."""
+    places = _places(name)
+    if not places:
+        return name
+    start, end = places[-1]
+    return name[: start - 1].rstrip(_SEPARATORS) + name[end:]

@@ -13,7 +13,7 @@ from rushes.model.bundle import Card, bundle_path, digest, joint_digest, read_ca
 from rushes.model.files import FilesCard, ModelFiles, files_card
 from rushes.model.memory import DECODE_BYTES, transformer_bytes
 from rushes.model.tokenizer import Tokenizer
-from rushes.shot import Keyframe, Shot, ShotError
+from rushes.shot import TRAINED_MEDIA, Keyframe, Shot, ShotError
 
 
 class Work(NamedTuple):
@@ -74,6 +74,7 @@ class Model:
             "shot": shot.to_dict(),
             "model": {"name": self.card.name, "sha256": self._sha256, **self.card.details(self._digests)},
             "unknown_words": list(dict.fromkeys(unknown)),
+            "digital_source_type": TRAINED_MEDIA,
         }
 
     def notes(self, shot: Shot) -> list[str]:

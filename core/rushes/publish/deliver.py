@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""What goes into a version's folder: the plate's files, a proxy, pictures, a timeline, and the list of them all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rushes
+from rushes.jobs.folder import write_json
+from rushes.media.manifest import Manifest, manifest_path, record_digest
+from rushes.media.outputs import open_outputs
+from rushes.media.paths import Target
+from rushes.media.reader import read_frames
+from rushes.media.timeline import write_timeline
+from rushes.publish.pictures import Caption, contact_sheet, evenly, read_frame, scaled, write_png
+from rushes.publish.publication import MANIFEST, Publication
+from rushes.shot import Shot, ShotError
+
+VERSION = 1
+OnStep = Callable[[int, int], object]  # done, and of how many
+
+
+def plate(publication: Publication) -> None:
+    """Reserve the version, and copy the plate's files into it with a manifest of their own."""
+    publication.reserve()
+    publication.copy_plate()
+    facts, content = publication.known("facts"), publication.known("content")
+    target = publication.plate
+    manifest = Manifest(
+        publication.subject.plate.name, facts.frames, facts.size, facts.fps, facts.colorspace,
+        record_digest(publication.record), content.files,
+    ).renamed(target)  # fmt: skip
+    name = manifest_path(target.folder / target.name).name
+    manifest.write(publication.building / name)
+    publication.add(name)
+
+
+def proxy(publication: Publication, on_step: OnStep | None = None) -> None:
+    """A movie of all frames, where the settings want one."""
+    suffix = publication.settings.proxy_suffix
+    if not suffix:
+        return
+    name = f"{publication.stem}.{suffix}"
+    facts = publication.known("facts")
+    done = 0
+    with (
+        read_frames(publication.subject.pattern) as reader,
+        open_outputs([publication.building / name], publication.record) as outputs,
+    ):
+        for frames in reader:
+            outputs.write(frames.clip(0.0, 1.0))
+            done += len(frames)
+            if on_step is not None:
+                on_step(done, facts.frames)
+    publication.add(name)
+
+
+def thumbnail(publication: Publication) -> None:
+    """The middle frame."""
+    name = f"{publication.stem}_thumbnail.png"
+    files = publication.subject.files()
+    picture = scaled(read_frame(files[len(files) // 2][1]), publication.settings.thumbnail_width)
+    write_png(publication.building / name, picture, publication.record)
+    publication.add(name)
+
+
+def sheet(publication: Publication) -> None:
+    """A contact sheet, where the settings want one."""
+    settings, files = publication.settings, publication.subject.files()
+    if not settings.sheet_frames:
+        return
+    name = f"{publication.stem}_contact_sheet.png"
+    is_sequence = publication.subject.plate.padding is not None
+    chosen = [files[place] for place in evenly(len(files), settings.sheet_frames)]
+    labelled = [(str(number) if is_sequence else path.name, path) for number, path in chosen]
+    picture = contact_sheet(labelled, _caption(publication), settings.sheet_width, settings.sheet_columns)
+    write_png(publication.building / name, picture, publication.record)
+    publication.add(name)
+
+
+def _caption(publication: Publication) -> Caption:
+    facts, files = publication.known("facts"), publication.subject.files()
+    shot, model = Shot.from_dict(publication.record["shot"]), publication.record.get("model") or {}
+    span = f", {files[0][0]} to {files[-1][0]}" if len(files) > 1 else ""
+    fps = f" at {float(facts.fps):.6g} fps" if facts.fps else ""
+    made = f"{facts.size[0]}x{facts.size[1]}, {len(files)} frames{span}{fps}, {facts.colorspace}"
+    review = publication.review
+    lines = [shot.prompt, f"{made}, seed {shot.seed}, {model.get('name', shot.model)}"]
+    if review is not None:
+        lines.append(str(review))
+    return Caption(publication.stem, tuple(lines))
+
+
+def timeline(publication: Publication) -> None:
+    """One clip that refers to the published plate and proxy, under their final names."""
+    facts = publication.known("facts")
+    if not publication.settings.has_timeline:
+        return
+    name, final = f"{publication.stem}.otio", publication.reserved.final
+    pictures = [publication.plate]
+    suffix = publication.settings.proxy_suffix
+    if suffix and f"{publication.stem}.{suffix}" in publication.files:
+        pictures.append(Target.parse(final / f"{publication.stem}.{suffix}"))
+    if facts.fps is None:
+        raise ShotError("fps: a timeline needs a frame rate, and the files do not tell one")
+    first = publication.known("content").files[0].number or 0
+    write_timeline(publication.building / name, pictures, publication.record, facts.fps, facts.frames, first)
+    publication.add(name)
+
+
+def integrate(publication: Publication) -> Path:
+    """List everything in the version's folder, look whether it is all there, and give the folder its name."""
+    version = publication.reserved
+    for name, digest in publication.files.items():
+        if not (publication.building / name).is_file():
+            raise ShotError(f"{name}: it is gone from {publication.building}; publish again")
+        if len(digest) != 64:
+            raise ShotError(f"{name}: it was not hashed; publish again")
+    write_json(publication.building / MANIFEST, _listing(publication))
+    publication.published = version.commit()
+    return publication.published
+
+
+def _listing(publication: Publication) -> dict[str, Any]:
+    subject, review, content = publication.subject, publication.review, publication.known("content")
+    building, settings = publication.building, publication.settings
+    return {
+        "version": VERSION,
+        "rushes": rushes.__version__,
+        "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "shot": subject.shot,
+        "name": subject.name,
+        "number": publication.reserved.number,
+        "plate": publication.plate.name,
+        "source": subject.pattern,
+        "job": subject.job.id if subject.job is not None else None,
+        "content": content.digest,
+        "review": None if review is None else vars(review),
+        "digital_source_type": publication.source_type,
+        "settings": None if settings.path is None else str(settings.path),
+        "record": dict(publication.record),
+        "files": {
+            name: {"bytes": (building / name).stat().st_size, "sha256": digest}
+            for name, digest in sorted(publication.files.items())
+        },
+    }
