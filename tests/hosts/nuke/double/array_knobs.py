@@ -53,12 +53,16 @@ class Array_Knob(Knob):
 
     @guarded
     def getValue(self, index: int = -1) -> Any:
-        return self.value(index)
+        value = self.value()
+        return value[index] if index >= 0 and self.SIZE > 1 else value
 
     @guarded
     def setRange(self, f1: float, f2: float) -> None:
         """The slider's ends; what is typed may lie outside."""
         self._range = (float(f1), float(f2))
+
+    def notDefault(self) -> bool:
+        return self._is_changed()
 
     def min(self) -> float:
         return self._range[0] if self._range else 0.0
@@ -92,7 +96,20 @@ class Double_Knob(Array_Knob):
     TYPE = 7
 
 
-class Int_Knob(Array_Knob):
+class Single_Knob(Array_Knob):
+    """The kinds that never have more than one number: their methods take no index."""
+
+    @guarded
+    def setValue(self, val: Any) -> bool:  # type: ignore[override]
+        self._assign(self._coerced(val))
+        return True
+
+    @guarded
+    def value(self) -> Any:  # type: ignore[override]
+        return self._coerced(self._expressed()) if self._expression is not None else self._value
+
+
+class Int_Knob(Single_Knob):
     """A float is cut to an integer, as Nuke does."""
 
     TYPE = 3
@@ -105,7 +122,7 @@ class Int_Knob(Array_Knob):
         return str(self._value)
 
 
-class Boolean_Knob(Array_Knob):
+class Boolean_Knob(Single_Knob):
     TYPE = 6
     DEFAULT = False
     STARTS_A_LINE = False
@@ -183,7 +200,7 @@ class Enumeration_Knob(Unsigned_Knob):
         return index
 
     @guarded
-    def value(self, index: int = -1) -> str:
+    def value(self) -> str:  # type: ignore[override]
         chosen = int(self._expressed()) if self._expression is not None else self._value
         return self._ids()[chosen] if self._items else ""
 
@@ -217,7 +234,7 @@ class Enumeration_Knob(Unsigned_Knob):
         if self._node is not None and not self._node._is_being_made:
             current().undo.record(lambda: put(before, was), lambda: put(after, now))
 
-    def notDefault(self) -> bool:
+    def _is_changed(self) -> bool:
         return bool(self._items) and (self._value != self._default or self._expression is not None)
 
     def _text(self) -> str:

@@ -132,7 +132,7 @@ class Knob:
     def _store(self, state: tuple[Any, str | None]) -> None:
         self._value, self._expression = state
 
-    def notDefault(self) -> bool:
+    def _is_changed(self) -> bool:
         return bool(self._value != self._default or self._expression)
 
     # --- script
@@ -281,21 +281,21 @@ class Link_Knob(Knob):
         return knob
 
     @guarded
-    def value(self, *args: Any) -> Any:
-        return self._target().value(*args)
+    def value(self) -> Any:
+        return self._target().value()
 
     @guarded
-    def getValue(self, *args: Any) -> Any:
-        return self._target().getValue(*args)
+    def getValue(self) -> Any:
+        return self._target().getValue()
 
     @guarded
-    def setValue(self, *args: Any) -> bool:
-        return bool(self._target().setValue(*args))
+    def setValue(self, val: Any) -> bool:
+        return bool(self._target().setValue(val))
 
     def _definition_arguments(self) -> list[str]:
         return ["T", tcl.quote(self._value)] if self._value else []
 
-    def notDefault(self) -> bool:
+    def _is_changed(self) -> bool:
         return False  # the definition says it all
 
 

@@ -107,10 +107,11 @@ def redo_() -> None:
 
 
 REPLACE = 1
+_OWN = ("Name_Knob", "Reload_Knob", "Single_Knob")  # Nuke has them inside, its module has not
 _CLASSES = (
     nodes.Node, groups.Group, root.Root, root.Format, root.FrameRange, menus.Menu, menus.MenuItem,
     *(kind for module in (knobs, text_knobs, array_knobs) for kind in vars(module).values()
-      if isinstance(kind, type) and issubclass(kind, knobs.Knob)),
+      if isinstance(kind, type) and issubclass(kind, knobs.Knob) and kind.__name__ not in _OWN),
 )  # fmt: skip
 _FUNCTIONS = (
     main_thread.executeInMainThread, main_thread.executeInMainThreadWithResult, classes.createNode, classes.toNode,

@@ -38,7 +38,7 @@ def _is_written(knob: Knob) -> bool:
     if knob._is_user and not isinstance(knob, (knobs_.Link_Knob, knobs_.Text_Knob)):
         is_choice = isinstance(knob, array_knobs.Enumeration_Knob)
         return is_choice or knob._value != type(knob).DEFAULT or knob._expression is not None
-    return knob.notDefault()
+    return knob._is_changed()
 
 
 def written_knobs(node: Node) -> list[str]:

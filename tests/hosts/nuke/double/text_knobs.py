@@ -64,10 +64,6 @@ class Name_Knob(String_Knob):
         return True
 
 
-class Password_Knob(String_Knob):
-    pass
-
-
 class PythonKnob(String_Knob):
     TYPE = 0
 
@@ -138,6 +134,15 @@ class Script_Knob(String_Knob):
         return str(self._value)
 
     @guarded
+    def value(self) -> str:  # type: ignore[override]
+        return str(self._value)
+
+    @guarded
+    def setValue(self, cmd: str) -> bool:  # type: ignore[override]
+        self._assign(self._coerced(cmd))
+        return True
+
+    @guarded
     def setCommand(self, cmd: str) -> None:
         self.setValue(cmd)
 
@@ -161,7 +166,7 @@ class PyScript_Knob(Script_Knob):
     def _definition_arguments(self) -> list[str]:
         return ["T", tcl.quote(self._value)] if self._value else []
 
-    def notDefault(self) -> bool:
+    def _is_changed(self) -> bool:
         return False  # the definition says it all
 
 

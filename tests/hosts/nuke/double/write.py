@@ -112,7 +112,7 @@ class Write(Node):
 
 
 @guarded
-def execute(nameOrNode: Any, start: int | None = None, end: int | None = None, incr: int = 1,
+def execute(nameOrNode: Any, start: int, end: int, incr: int = 1,
             views: Any = None, continueOnError: bool = False) -> None:  # fmt: skip
     """Render a Write over a range. RuntimeError for what is upstream of it and for the disk."""
     node = nameOrNode if isinstance(nameOrNode, Node) else current().context.node(nameOrNode)
@@ -120,11 +120,8 @@ def execute(nameOrNode: Any, start: int | None = None, end: int | None = None, i
         raise RuntimeError(f"execute: {nameOrNode!r} is no Write")
     if node["disable"].value():
         raise RuntimeError(f"execute: {node.name()} is disabled")
-    root = current().root
-    first = root.firstFrame() if start is None else int(start)
-    last = root.lastFrame() if end is None else int(end)
     callbacks.run("BeforeRender", node)
-    for frame in range(first, last + 1, incr):
+    for frame in range(int(start), int(end) + 1, incr):
         try:
             node._execute(frame)
         except RuntimeError:
