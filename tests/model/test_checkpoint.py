@@ -143,9 +143,9 @@ def test_missing_files_and_other_kinds_are_refused(tmp_path: Path) -> None:
         load_state(tmp_path / "gone.safetensors")
     with pytest.raises(ShotError, match=r"gone\.pth does not exist"):
         load_state(tmp_path / "gone.pth")
-    with pytest.raises(ShotError, match=r"model\.gguf; a folder, a \.safetensors file"):
-        load_state(tmp_path / "model.gguf")
-    with pytest.raises(ShotError, match=r"holds no \.safetensors file"):
+    with pytest.raises(ShotError, match=r"model\.onnx; a folder, a \.safetensors, \.gguf or \.pth file"):
+        load_state(tmp_path / "model.onnx")
+    with pytest.raises(ShotError, match=r"holds no \.safetensors or \.gguf file"):
         load_state(tmp_path)
 
 

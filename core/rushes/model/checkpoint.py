@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""Weight files: reading them, telling which part of a model they hold, and turning their names into ours.
+"""Names in weight files: telling which part of a model they belong to, and turning them into ours.
 
 Our names are the original ones for the transformer and the video VAE, and transformers' for the text encoder
 and the CLIP tower. The rules below are tables of whole module paths, read in both directions.
@@ -8,22 +8,18 @@ and the CLIP tower. The rules below are tables of whole module paths, read in bo
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from rushes.model.reading import Header as Header
+from rushes.model.reading import load_state as load_state
+from rushes.model.reading import read_header as read_header
 from rushes.shot import ShotError
 
 Part = Literal["transformer", "vae", "text", "clip"]
-Names = Literal["original", "diffusers", "transformers"]
+Names = Literal["original", "diffusers", "transformers", "llama.cpp"]
 
 PREFIXES = (
     "model.diffusion_model.",
@@ -44,18 +40,6 @@ class Layout:
     names: Names
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a file says of its tensors, by their names in it, and of itself, before any weight is read.
-
-    dtypes: as safetensors writes them, "F32", "BF16", "F8_E4M3" ...
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
-    metadata: dict[str, str]
-
-
 # One tensor that each layout is told by.
 _MARKERS: dict[str, Layout] = {
     "blocks.0.self_attn.q.weight": Layout("transformer", "original"),
@@ -64,10 +48,9 @@ _MARKERS: dict[str, Layout] = {
     "decoder.mid_block.resnets.0.norm1.gamma": Layout("vae", "diffusers"),
     "blocks.0.attn.q.weight": Layout("text", "original"),
     "encoder.block.0.layer.0.SelfAttention.q.weight": Layout("text", "transformers"),
+    "enc.blk.0.attn_q.weight": Layout("text", "llama.cpp"),
     "encoder.layers.0.self_attn.k_proj.weight": Layout("clip", "transformers"),
 }
-
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -122,6 +105,17 @@ _TEXT: Pairs = (
     ("blocks.#.ffn.fc1", "encoder.block.#.layer.1.DenseReluDense.wi_1"),
     ("blocks.#.ffn.fc2", "encoder.block.#.layer.1.DenseReluDense.wo"),
     ("norm", "encoder.final_layer_norm"),
+)
+_LLAMA: Pairs = (  # theirs are those of GGUF files of text encoders
+    ("shared", "token_embd"),
+    ("encoder.block.#.layer.0.layer_norm", "enc.blk.#.attn_norm"),
+    *((f"encoder.block.#.layer.0.SelfAttention.{name}", f"enc.blk.#.attn_{name}") for name in "qkvo"),
+    ("encoder.block.#.layer.0.SelfAttention.relative_attention_bias", "enc.blk.#.attn_rel_b"),
+    ("encoder.block.#.layer.1.layer_norm", "enc.blk.#.ffn_norm"),
+    ("encoder.block.#.layer.1.DenseReluDense.wi_0", "enc.blk.#.ffn_gate"),
+    ("encoder.block.#.layer.1.DenseReluDense.wi_1", "enc.blk.#.ffn_up"),
+    ("encoder.block.#.layer.1.DenseReluDense.wo", "enc.blk.#.ffn_down"),
+    ("encoder.final_layer_norm", "enc.output_norm"),
 )
 _RESIDUAL: Pairs = (
     ("residual.0", "norm1"),
@@ -181,101 +175,6 @@ _VAE22: Pairs = (
         _RESIDUAL,
     ),
 )
-
-
-def load_state(path: str | Path, device: str = "cpu") -> dict[str, Tensor]:
-    """Tensors by their names in the file; on the CPU they are mapped, not read, until they are used.
-
-    path: a .safetensors file, a folder with one such file or with shards and their index, or a .pth file, of
-    which only plain weights are loaded. Raises ShotError for a file that is missing, damaged or of another
-    kind.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return _read_folder(path, device)
-    if path.name.endswith(".safetensors.index.json"):
-        return _read_shards(path, device)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, device)
-    if path.suffix in (".pth", ".pt"):
-        return _read_pickle(path, device)
-    raise ShotError(f"model: got {path}; a folder, a .safetensors file or a .pth file is allowed")
-
-
-def read_header(path: str | Path) -> Header:
-    """The header of one .safetensors or .pth file. Raises ShotError as `load_state` does."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        state = load_state(path)
-        return Header(
-            {name: tuple(t.shape) for name, t in state.items()},
-            {name: _DTYPES.get(t.dtype, str(t.dtype)) for name, t in state.items()},
-            {},
-        )
-    try:
-        # "np", because torch's own mapping of a file is refused where it is larger than the memory, used or not
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (safe_open is not a dict)
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            return Header(shapes, {name: part.get_dtype() for name, part in slices.items()}, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-    except RuntimeError as error:  # torch could not map it
-        size = f"{path.stat().st_size / 1e9:.1f} GB"
-        raise ShotError(f"model: {path} has {size}, more than this machine's memory and swap can hold") from error
-
-
-def _read_folder(folder: Path, device: str) -> dict[str, Tensor]:
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = indices or sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files[:3]) or "no .safetensors file"
-        raise ShotError(f"model: {folder} holds {names}; one .safetensors file or index of shards is allowed")
-    return _read_shards(files[0], device) if indices else _read_safetensors(files[0], device)
-
-
-def _read_shards(index: Path, device: str) -> dict[str, Tensor]:
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(files.values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _unreadable(index, error) from error
-    if outside:  # an index from elsewhere must not reach other folders
-        raise ShotError(f"model: {index} names {outside[0]!r}; shards beside the index are allowed")
-    state: dict[str, Tensor] = {}
-    for shard in shards:
-        state |= _read_safetensors(index.parent / shard, device)
-    if missing := sorted(files.keys() - state.keys()):
-        raise ShotError(f"model: {index} promises {missing[0]!r}, but no shard has it; download the model again")
-    return state
-
-
-def _read_pickle(path: Path, device: str) -> dict[str, Tensor]:
-    try:
-        # files older than torch 1.6 are not zip archives and cannot be mapped
-        state = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle fails in any way: UnpicklingError, EOFError, KeyError, ...
-        raise _unreadable(path, error) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ShotError(f"model: {path} holds more than named tensors; a plain state dict is allowed")
-    return dict(state)
-
-
-def _unreadable(path: Path, error: Exception) -> ShotError:
-    if isinstance(error, FileNotFoundError):
-        return ShotError(f"model: {path} does not exist; an existing file is allowed")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return ShotError(f"model: {path} is damaged or not a file of plain weights ({reason}); download it again")
 
 
 def strip_prefix(keys: Iterable[str]) -> dict[str, str]:
@@ -350,6 +249,16 @@ def text_names_to_original(keys: Iterable[str]) -> dict[str, str]:
     return _renamed(keys, _TEXT, to_ours=True)
 
 
+def text_names_from_llama(keys: Iterable[str]) -> dict[str, str]:
+    """llama.cpp's T5 name -> ours (transformers'). An unknown name stays as it is."""
+    return _renamed(keys, _LLAMA, to_ours=True)
+
+
+def text_names_to_llama(keys: Iterable[str]) -> dict[str, str]:
+    """Our name -> llama.cpp's T5 name. An unknown name stays as it is."""
+    return _renamed(keys, _LLAMA, to_ours=False)
+
+
 def _unchanged(keys: Iterable[str]) -> dict[str, str]:
     return {key: key for key in keys}
 
@@ -361,6 +270,7 @@ _TO_OURS: dict[Layout, Callable[[Iterable[str]], dict[str, str]]] = {
     Layout("vae", "diffusers"): vae_names_from_diffusers,
     Layout("text", "original"): text_names_from_original,
     Layout("text", "transformers"): _unchanged,
+    Layout("text", "llama.cpp"): text_names_from_llama,
     Layout("clip", "transformers"): _unchanged,
 }
 

@@ -20,15 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from rushes.model.bundle import Card, Defaults
-from rushes.model.checkpoint import EXTRAS, Header, load_state, read_header, split_parts, strip_prefix
+from rushes.model.checkpoint import split_parts, strip_prefix
 from rushes.model.config import Shapes, TransformerConfig, VAEConfig, infer_transformer_config, infer_vae_config
 from rushes.model.loading import Modules, load_modules
 from rushes.model.operations import Operations
+from rushes.model.packed import Packed
+from rushes.model.quantised import open_weights
+from rushes.model.reading import Header, Weight, load_state
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextConfig, infer_text_config
 from rushes.model.tokenizer import Tokenizer, UnigramTokenizer
 from rushes.shot import ShotError
 
-PLAIN = ("F32", "BF16", "F16")
 SPIECE = "spiece_model"  # sentencepiece's model, as ComfyUI's text encoder files carry it
 MAX_PIXELS = 2048 * 2048
 ROPE_FRAMES = 1024  # latent frames that Wan's position table has
@@ -40,6 +42,8 @@ EXPECTED = {
 }
 VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}  # latent channels -> its usual name
 HOLDS = {"transformer": "a transformer", "text": "a text encoder", "vae": "a VAE", "clip": "a CLIP vision tower"}
+
+PACKABLE = ("transformer", "text")  # parts that work with quantised weights
 
 # Tensors that only one kind of transformer has, the special kinds before those that they build on.
 KINDS = {
@@ -54,14 +58,6 @@ KINDS = {
     "patch_embedding_global.weight": "a WanDancer model",
     "img_emb.emb_pos": "a first-and-last-frame model",
     "img_emb.proj.1.weight": "an image-to-video model",
-}
-QUANTISED = {
-    "scaled_fp8": "scaled fp8 weights",
-    "scale_weight": "scaled fp8 weights",
-    "scale_input": "scaled fp8 weights",
-    **dict.fromkeys(
-        ("comfy_quant", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale"), "quantised weights"
-    ),
 }
 # Both experts of Wan 2.2 14B have the shapes of Wan 2.1 14B: only their names tell.
 EXPERT = re.compile(r"(high|low)[-_. ]?noise|a14b|2[._]2.*(?<![a-z])(high|low)(?![a-z])", re.IGNORECASE)
@@ -197,14 +193,16 @@ def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, oper
     """The models of the files, for inference. Raises ShotError for a file that is damaged or has other tensors."""
     paths = card.files.paths
 
-    def read(part: str) -> Mapping[str, Tensor]:
+    def read(part: str) -> Mapping[str, Weight]:
         try:
-            state = load_state(paths[part])
+            state = open_weights(paths[part]).load()
         except ShotError as error:
             raise _about(part, error) from error
         found = {ours: state[theirs] for theirs, ours in split_parts(state)[part].items()}  # type: ignore[index]
         if EMBEDDING in found:
             found.pop(TIED_EMBEDDING, None)  # the same again
+        if operations is not nn and any(isinstance(weight, Packed) for weight in found.values()):
+            raise refuse(part, "it holds quantised weights, which the layers of this host do not read here")
         return found
 
     def refuse(part: str, reason: str) -> ShotError:
@@ -228,24 +226,15 @@ def _about(part: str, error: ShotError) -> ShotError:
 
 
 def _header(part: str, path: Path) -> Header:
-    if path.suffix == ".gguf":
-        raise _refusal(part, path, "it is a GGUF file")
-    if path.is_dir() or path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise _refusal(part, path, "it is not one .safetensors or .pth file")
+    if path.is_dir():
+        raise _refusal(part, path, "it is a folder and not one file")
     try:
-        header = read_header(path)
+        found = open_weights(path)
     except ShotError as error:
         raise _about(part, error) from error
-    if "_quantization_metadata" in header.metadata:
-        raise _refusal(part, path, "it holds quantised weights ('_quantization_metadata')")
-    for name in header.dtypes:
-        if kind := QUANTISED.get(name.rpartition(".")[2]):
-            raise _refusal(part, path, f"it holds {kind} ({name!r})")
-    bare = strip_prefix(header.dtypes)
-    for name, dtype in header.dtypes.items():
-        if dtype not in PLAIN and bare[name] not in EXTRAS:
-            raise _refusal(part, path, f"it holds weights in {dtype} ({name!r})")
-    return header
+    if found.is_packed and part not in PACKABLE:
+        raise _refusal(part, path, f"it holds weights in {' and '.join(found.kinds)}")
+    return found.header
 
 
 def _shapes(part: str, path: Path, header: Header) -> Shapes:
@@ -329,8 +318,9 @@ def _check_pairs(files: ModelFiles, transformer: TransformerConfig, text: TextCo
 def _tokenizer(text: Path, max_tokens: int) -> UnigramTokenizer:
     state = load_state(text)
     inside = next((name for name, bare in strip_prefix(state).items() if bare == SPIECE), None)
-    if inside is not None:
-        return UnigramTokenizer.from_sentencepiece(bytes(state[inside].numpy()), max_tokens)
+    pieces = state[inside] if inside is not None else None
+    if isinstance(pieces, Tensor):
+        return UnigramTokenizer.from_sentencepiece(bytes(pieces.numpy()), max_tokens)
     return UnigramTokenizer.from_file(_tokenizer_file(text) or text.with_name("tokenizer.json"), max_tokens)
 
 

@@ -5,13 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from rushes.model.config import Shapes
 from rushes.model.operations import Operations
+from rushes.model.packed import Packed, pack
+from rushes.model.reading import Weight
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextEncoder
 from rushes.model.transformer import Transformer
 from rushes.model.vae import VideoVAE
@@ -20,7 +24,7 @@ from rushes.shot import ShotError
 if TYPE_CHECKING:
     from rushes.model.bundle import Card
 
-Read = Callable[[str], Mapping[str, Tensor]]  # a part's tensors by our names
+Read = Callable[[str], Mapping[str, Weight]]  # a part's weights by our names
 Refuse = Callable[[str, str], ShotError]  # the refusal of a part, for a reason
 
 
@@ -45,13 +49,31 @@ def load_modules(
         )
     for name, module in modules._asdict().items():
         kind = text_dtype(dtype) if name == "text" else dtype
-        state = {key: t.to(device, kind) for key, t in read(name).items()}
-        try:
-            module.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise refuse(name, _misfit(module, state)) from error
+        fill(module, read(name), device, kind, partial(refuse, name))
         module.eval().requires_grad_(False)
     return modules
+
+
+def fill(
+    module: nn.Module,
+    weights: Mapping[str, Weight],
+    device: torch.device,
+    dtype: torch.dtype,
+    refuse: Callable[[str], ShotError],
+) -> None:
+    """Give a module its weights: packed ones to layers of their own, all others as `dtype`.
+
+    Raises ShotError, made by `refuse`, for weights that are missing, too many or of another shape.
+    """
+    if reason := _misfit(module, {name: tuple(weight.shape) for name, weight in weights.items()}):
+        raise refuse(reason)
+    state = {}
+    for name, weight in weights.items():
+        if not isinstance(weight, Packed):
+            state[name] = weight.to(device, dtype)
+        elif not pack(module, name, weight.to(device), dtype):
+            state[name] = weight.to(device).unpack(dtype)
+    module.load_state_dict(state, assign=True)
 
 
 def text_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -59,15 +81,16 @@ def text_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype is torch.float16 else dtype
 
 
-def _misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str:
-    expected = module.state_dict()
+def _misfit(module: nn.Module, shapes: Shapes) -> str:
+    """How tensors of these shapes do not fit a module; empty where they do."""
+    expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     tied = {EMBEDDING, TIED_EMBEDDING}  # one of the two is enough
-    if missing := expected.keys() - state.keys() - tied:
+    if missing := expected.keys() - shapes.keys() - tied:
         return f"it lacks {min(missing)!r}"
-    if extra := state.keys() - expected.keys():
+    if extra := shapes.keys() - expected.keys():
         return f"it has {min(extra)!r}, which another kind of model has"
-    wrong = [name for name, t in state.items() if t.shape != expected[name].shape]
-    return "; ".join(f"{name!r} is {list(state[name].shape)}, not {list(expected[name].shape)}" for name in wrong[:1])
+    wrong = [name for name, shape in shapes.items() if shape != expected[name]]
+    return "; ".join(f"{name!r} is {list(shapes[name])}, not {list(expected[name])}" for name in wrong[:1])
 
 
 class _Unfilled(TorchFunctionMode):

@@ -273,9 +273,11 @@ def infer_text_config(shapes: Shapes) -> TextConfig:
     )
 
 
-def _complete_tied_embedding(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _complete_tied_embedding(module: TextEncoder, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Files hold the shared embedding under one of its two names, or under both; loading needs both."""
     ours, theirs = prefix + EMBEDDING, prefix + TIED_EMBEDDING
+    if not hasattr(module.shared, "weight"):  # it is packed, and comes with its layer
+        return
     if ours in state:
         state.setdefault(theirs, state[ours])
     elif theirs in state:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Weights that stay as small as their file has them, and the layers that open them for each use.
+
+A layer's weight is opened into the type of its input, used and forgotten: a model of 14 GB of Q8_0 takes 14 GB and one
+open layer. Everything but the weights of Linear and Embedding is opened once, when it is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rushes.model.blocks import FORMATS
+
+FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+OPEN_VALUES = 2**24  # opened at a time: what lies between the bytes and the answer is up to eight times as large
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """One quantised weight.
+
+    kind: a key of FP8 or of `blocks.FORMATS`. data: uint8 [rows, bytes of a row], a row for each index of shape[0] in
+    matrices. scale: float32 [1] or [rows], which fp8 numbers are multiplied by; None for 1.
+    """
+
+    kind: str
+    data: Tensor
+    shape: tuple[int, ...]
+    scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.data.dtype is not torch.uint8 or self.data.ndim != 2:
+            raise ValueError(f"data: got {self.data.dtype} {list(self.data.shape)}; uint8 [rows, bytes] is allowed")
+        each, size = (1, 1) if self.kind in FP8 else FORMATS[self.kind][:2]
+        if self.data.numel() // size * each != prod(self.shape) or self.data.shape[1] % size:
+            raise ValueError(f"shape: got {list(self.shape)} for {self.data.numel()} bytes of {self.kind}")
+
+    def to(self, device: torch.device | str) -> Packed:
+        scale = None if self.scale is None else self.scale.to(device)
+        return replace(self, data=self.data.to(device), scale=scale)
+
+    def unpack(self, dtype: torch.dtype) -> Tensor:
+        """The weight itself, in its shape. Computed in float32, then rounded once."""
+        out = torch.empty(
+            len(self.data), prod(self.shape) // max(1, len(self.data)), dtype=dtype, device=self.data.device
+        )
+        step = max(1, OPEN_VALUES // max(1, out.shape[1]))
+        for start in range(0, len(out), step):
+            out[start : start + step] = self.rows(slice(start, start + step), dtype)
+        return out.view(self.shape)
+
+    def rows(self, index: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """[n, values of a row] of some rows. index: a slice, or int64 [n]."""
+        raw = self.data[index]
+        if self.kind not in FP8:
+            _, size, decode = FORMATS[self.kind]
+            return decode(raw.reshape(-1, size)).view(len(raw), -1).to(dtype)
+        numbers = raw.view(FP8[self.kind])
+        if self.scale is None:
+            return numbers.to(dtype)
+        scale = self.scale if len(self.scale) == 1 else self.scale[index]
+        return (numbers.float() * scale[:, None]).to(dtype)
+
+
+class _PackedLayer(nn.Module):
+    """Holds a packed weight as buffers, which move with the module and are no entries of its state."""
+
+    data: Tensor
+    scale: Tensor | None
+
+    def __init__(self, weight: Packed) -> None:
+        super().__init__()
+        self.kind, self.shape = weight.kind, weight.shape
+        self.register_buffer("data", weight.data, persistent=False)
+        self.register_buffer("scale", weight.scale, persistent=False)
+
+    @property
+    def packed(self) -> Packed:
+        return Packed(self.kind, self.data, self.shape, self.scale)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, {list(self.shape)}"
+
+
+class PackedLinear(_PackedLayer):
+    """torch's Linear with a packed weight."""
+
+    def __init__(self, weight: Packed, bias: nn.Parameter | None) -> None:
+        super().__init__(weight)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.packed.unpack(x.dtype), bias)
+
+
+class PackedEmbedding(_PackedLayer):
+    """torch's Embedding with a packed table, of which only the rows asked for are opened. dtype: of the answer."""
+
+    def __init__(self, weight: Packed, dtype: torch.dtype) -> None:
+        super().__init__(weight)
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.packed.rows(ids.flatten(), self.dtype).view(*ids.shape, -1)
+
+
+def pack(module: nn.Module, name: str, weight: Packed, dtype: torch.dtype) -> bool:
+    """Put a packed weight into the layer that the name of its tensor says; False where it must be opened instead.
+
+    Every name under which the module holds that layer then leads to the new one. dtype: of an embedding's answer.
+    """
+    path, _, last = name.rpartition(".")
+    layer = module.get_submodule(path)
+    if last != "weight" or not isinstance(layer, (nn.Linear, nn.Embedding)):
+        return False
+    new = PackedLinear(weight, layer.bias) if isinstance(layer, nn.Linear) else PackedEmbedding(weight, dtype)
+    for parent in list(module.modules()):
+        for key, child in list(parent.named_children()):
+            if child is layer:
+                setattr(parent, key, new)
+    return True

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Files with quantised weights, written here in every form, give the bits that the same weights give when opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rushes import Engine, Shot
+from rushes.model.blocks import FORMATS
+from rushes.model.checkpoint import strip_prefix, text_names_to_llama
+from rushes.model.files import ModelFiles, files_card, read_modules
+from rushes.model.packed import PackedEmbedding, PackedLinear
+from rushes.model.quantised import open_weights
+from rushes.shot import ShotError
+
+TinyWan = Callable[..., Any]
+State = dict[str, Tensor]
+PREFIX = "model.diffusion_model."
+SHOT = Shot("a red ball rolls", negative="the ball", seed=5, guidance=4.0, size=(32, 32), frames=5, steps=4)
+HALVES = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q6_K": (208, 210)}  # of the scales
+
+
+@pytest.fixture
+def wan(tiny_wan: TinyWan) -> SimpleNamespace:
+    """Rows of 256 and 512, which all blocks divide; the text's feed-forward part has one of 40, which none does."""
+    found: SimpleNamespace = tiny_wan("comfy", dim=256, ffn_dim=512, text_width=256)
+    return found
+
+
+def read(path: Path) -> State:
+    """Copies, for a file that is written over while it is mapped changes what was read from it."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def is_matrix(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim == 2 and name.endswith(".weight") and "relative_attention" not in name
+
+
+def write_fp8(path: Path, form: str, dtype: torch.dtype) -> State:
+    """Rewrite a file's matrices in fp8 in one of the forms; what they are, opened, comes back."""
+    tensors, opened, metadata, notes = read(path), dict[str, Tensor](), {}, {}
+    name_of = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}[dtype]
+    with_config = {"config": '{"num_heads": 2}'} if "transformer" in path.name else {}
+    for name, tensor in list(tensors.items()):
+        if not is_matrix(name, tensor):
+            if form == "plain" and tensor.is_floating_point():  # then all of the file is
+                tensors[name] = tensor.to(dtype)
+                opened[name] = tensors[name].float()
+            continue
+        layer = name.removesuffix(".weight")
+        scale = torch.ones(()) if form == "plain" else tensor.abs().max() / 100
+        tensors[name] = (tensor / scale).to(dtype)
+        opened[name] = tensors[name].float() * scale
+        if form == "marked":
+            tensors[f"{layer}.scale_weight"], tensors[f"{layer}.scale_input"] = scale.clone(), torch.ones(())
+        elif form in ("noted", "inline"):
+            tensors[f"{layer}.weight_scale"] = scale[None].clone()
+            note = {"format": name_of, "full_precision_matrix_mult": True}
+            if form == "noted":
+                notes[layer] = note
+            else:
+                tensors[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+    if form == "marked":
+        prefix = next(iter(tensors)).removesuffix(strip_prefix(tensors)[next(iter(tensors))])
+        tensors[f"{prefix}scaled_fp8"] = torch.zeros(2, dtype=dtype)
+    if form == "noted":
+        metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": notes})
+    save_file(tensors, path, metadata={**metadata, **with_config})
+    return opened
+
+
+def quantised(tensor: Tensor, kind: str) -> Any:
+    """Bytes of a matrix. gguf quantises the simple formats; of K-quants, random ones with scales of the right size."""
+    if kind not in HALVES:
+        return gguf.quants.quantize(tensor.numpy(), gguf.GGMLQuantizationType[kind])
+    values, size, _ = FORMATS[kind]
+    generator = np.random.default_rng(tensor.numel())
+    raw = generator.integers(0, 256, (tensor.numel() // values, size), dtype=np.uint8)
+    start, end = HALVES[kind]
+    halves = (generator.random((len(raw), (end - start) // 2)) * 4e-4).astype(np.float16)
+    raw[:, start:end] = halves.view(np.uint8)
+    return raw.reshape(tensor.shape[0], -1)
+
+
+def write_gguf(source: Path, kind: str, names: Callable[[State], dict[str, str]], arch: str) -> tuple[Path, State]:
+    """A GGUF beside a file, as ComfyUI-GGUF writes it: matrices in `kind`, the rest in F32 and F16."""
+    path, opened = source.with_suffix(".gguf"), dict[str, Tensor]()
+    writer = gguf.GGUFWriter(path, arch)
+    bare = {strip_prefix([key])[key]: (key, t) for key, t in read(source).items()}
+    renamed = names({name: t for name, (_, t) in bare.items()})
+    for name, (key, tensor) in bare.items():
+        if tensor.dtype is torch.uint8:
+            continue
+        if is_matrix(name, tensor) and tensor.shape[1] % FORMATS[kind].values == 0:
+            raw, type_ = quantised(tensor, kind), gguf.GGMLQuantizationType[kind]
+            opened[key] = torch.from_numpy(gguf.quants.dequantize(raw, type_))
+            writer.add_tensor(renamed[name], raw, raw_dtype=type_)
+        else:
+            half = tensor.half() if tensor.ndim == 2 else tensor
+            opened[key] = half.float()
+            flat = half.numpy()
+            if flat.ndim > 4:  # a convolution's five dimensions are one too many for ggml
+                writer.add_array(f"comfy.gguf.orig_shape.{name}", list(flat.shape))
+                flat = flat.reshape(flat.shape[0], -1)
+            writer.add_tensor(renamed[name], flat)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    return path, opened
+
+
+def reference(files: ModelFiles, part: str, opened: State, folder: Path) -> ModelFiles:
+    """The same model with one part's weights opened, as a plain file."""
+    path = files.paths[part]
+    metadata = {"config": '{"num_heads": 2}'} if part == "transformer" else None
+    save_file({**read(path), **{k: t.contiguous() for k, t in opened.items()}}, folder / path.name, metadata)
+    return dataclasses.replace(files, **{part: folder / path.name})
+
+
+def latents(files: ModelFiles) -> Tensor:
+    return Engine.load(files, device="cpu").denoise(SHOT)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("form", ["plain", "marked", "noted", "inline"])
+def test_fp8_in_every_form_gives_the_bits_of_its_open_weights(
+    wan: SimpleNamespace, tmp_path: Path, form: str, dtype: torch.dtype, part: str
+) -> None:
+    files: ModelFiles = wan.files
+    plain = latents(files)
+    whole = read(files.paths[part])
+    opened = write_fp8(files.paths[part], form, dtype)
+    got = latents(files)
+    save_file(whole, tmp_path / files.paths[part].name)  # names of the plain file, without marks
+    plain_files = reference(
+        dataclasses.replace(files, **{part: tmp_path / files.paths[part].name}), part, opened, tmp_path
+    )
+    assert torch.equal(got, latents(plain_files))
+    assert 1e-5 < (got - plain).abs().max() < 1  # it is another model, and not by much
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_gguf_in_every_format_gives_the_bits_of_its_open_weights(
+    wan: SimpleNamespace, tmp_path: Path, kind: str
+) -> None:
+    """A transformer with the original names, without a prefix, its convolution flattened."""
+    path, opened = write_gguf(wan.files.transformer, kind, lambda state: {name: name for name in state}, "wan")
+    files = dataclasses.replace(wan.files, transformer=path)
+    # GGUF states no number of heads: 128 channels to each, as all published models have
+    assert files_card(files).transformer == wan.configs["transformer"]
+    assert torch.equal(latents(files), latents(reference(wan.files, "transformer", opened, tmp_path)))
+
+
+def test_weights_stay_packed_and_mapped(wan: SimpleNamespace) -> None:
+    """What a model takes is what its file has, and the file is not read before it is used."""
+    path, _ = write_gguf(wan.files.transformer, "Q4_K", lambda state: {name: name for name in state}, "wan")
+    card = files_card(dataclasses.replace(wan.files, transformer=path))
+    transformer = read_modules(card, torch.device("cpu"), torch.float32).transformer
+    layers = [m for m in transformer.modules() if isinstance(m, PackedLinear)]
+    assert len(layers) == len([m for m in transformer.modules() if isinstance(m, (PackedLinear, nn.Linear))])
+    held = sum(layer.packed.data.numel() for layer in layers)
+    open_ = sum(np.prod(layer.packed.shape) for layer in layers)
+    assert held / open_ == 144 / 256
+
+
+def test_marks_beside_the_weights_may_be_of_one_layer_alone(wan: SimpleNamespace) -> None:
+    """bf16, fp32 and fp8 in one file, as files of mixed precision have it."""
+    tensors = read(wan.files.transformer)
+    name = f"{PREFIX}blocks.1.ffn.0.weight"
+    other = f"{PREFIX}blocks.0.ffn.0.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors[other] = tensors[other].bfloat16()
+    save_file(tensors, wan.files.transformer, {"config": '{"num_heads": 2}'})
+    found = open_weights(wan.files.transformer)
+    assert found.kinds == ["BF16", "F32", "F8_E4M3"] and found.is_packed
+    assert read_modules(files_card(wan.files), torch.device("cpu"), torch.float32).transformer is not None
+    assert torch.isfinite(latents(wan.files)).all()
+
+
+Q = f"{PREFIX}blocks.0.self_attn.q"
+
+
+def note(**words: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(words).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("added", "words"),
+    [
+        ({f"{Q}.comfy_quant": note(format="nvfp4")}, "weights in nvfp4"),
+        ({f"{Q}.comfy_quant": note(format="mxfp8")}, "weights in mxfp8"),
+        ({f"{Q}.comfy_quant": note(format="int8_tensorwise", convrot=True)}, "weights in int8_tensorwise"),
+        ({f"{Q}.comfy_quant": note(format="convrot_w4a4")}, "weights in convrot_w4a4"),
+        ({f"{Q}.comfy_quant": note(format="float8_e4m3fn", convrot=True)}, "weights in float8_e4m3fn with 'convrot'"),
+        ({f"{Q}.comfy_quant": note(format="float8_e5m2")}, "weights in F8_E4M3 that a note says are in F8_E5M2"),
+        ({f"{Q}.comfy_quant": note(form="x")}, "weights in None"),
+        ({f"{Q}.comfy_quant": torch.tensor([123, 255], dtype=torch.uint8)}, "a note on quantised weights that cannot"),
+        ({f"{Q}.weight_scale_2": torch.ones(1)}, "weights quantised by nvfp4"),
+        ({f"{Q}.pre_quant_scale": torch.ones(1)}, "weights quantised by AWQ"),
+        ({f"{Q}.wscales": torch.ones(1)}, "weights quantised by SVDQuant"),
+        ({f"{Q}.qweight": torch.ones(1)}, "weights quantised by AWQ, GPTQ or SVDQuant"),
+        ({f"{Q}.weight.absmax": torch.ones(1)}, "weights quantised by bitsandbytes"),
+        ({f"{Q}.weight_scale": torch.ones(3)}, r"1 scales of \[3\] for weights \[256, 256\]"),
+        ({f"{Q}.weight_scale": torch.ones(1), f"{Q}.scale_weight": torch.ones(1)}, "2 scales of"),
+        ({f"{Q}.bias": torch.zeros(256, dtype=torch.int8)}, "weights in I8"),
+        ({f"{Q}.bias": torch.zeros(256, dtype=torch.float64)}, "weights in F64"),
+    ],
+)
+def test_marks_that_are_not_known_are_refused_by_name(wan: SimpleNamespace, added: State, words: str) -> None:
+    """Read without its mark, a quantised weight is noise: other programs have loaded such files without a word."""
+    tensors = read(wan.files.transformer)
+    tensors[f"{Q}.weight"] = tensors[f"{Q}.weight"].to(torch.float8_e4m3fn)
+    save_file({**tensors, **added}, wan.files.transformer, {"config": '{"num_heads": 2}'})
+    with pytest.raises(ShotError, match=rf"^transformer: .*\.safetensors holds {words}.*; .* is allowed$"):
+        read_modules(files_card(wan.files), torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"layers": {"nobody": {"format": "float8_e4m3fn"}}}', '{"layers": 3}'])
+def test_a_note_in_the_metadata_that_cannot_be_read_is_refused(wan: SimpleNamespace, text: str) -> None:
+    save_file(read(wan.files.transformer), wan.files.transformer, {"_quantization_metadata": text})
+    with pytest.raises(ShotError, match=r"^transformer: .* holds a note on quantised weights that cannot be read"):
+        files_card(wan.files)
+
+
+def test_a_hosts_layers_refuse_packed_weights(wan: SimpleNamespace) -> None:
+    """A host moves and patches plain weights, and would not see these."""
+    write_fp8(wan.files.transformer, "plain", torch.float8_e4m3fn)
+    host = SimpleNamespace(Linear=nn.Linear, Conv3d=nn.Conv3d, Embedding=nn.Embedding)
+    with pytest.raises(ShotError, match=r"^transformer: .*it holds quantised weights, which the layers of this host"):
+        read_modules(files_card(wan.files), torch.device("cpu"), torch.float32, host)
+
+
+def test_packed_tables_of_words_are_one_layer(wan: SimpleNamespace) -> None:
+    write_fp8(wan.files.text, "plain", torch.float8_e4m3fn)
+    text = read_modules(files_card(wan.files), torch.device("cpu"), torch.float32).text
+    assert isinstance(text.shared, PackedEmbedding) and text.shared is text.encoder.embed_tokens
+
+
+def test_llamas_names_are_ours(wan: SimpleNamespace) -> None:
+    """GGUF files of text encoders have names of their own; each of ours has one, and none is left over."""
+    names = text_names_to_llama(wan.states["text"])
+    ours = [name for name in wan.states["text"] if name != "encoder.embed_tokens.weight"]
+    assert all(names[name] != name for name in ours)
+    assert {
+        "token_embd.weight",
+        "enc.blk.1.attn_rel_b.weight",
+        "enc.blk.0.ffn_gate.weight",
+        "enc.output_norm.weight",
+    } <= {names[name] for name in ours}
