@@ -49,12 +49,17 @@ class Work:
 
 @dataclass
 class Samples:
-    """Seconds by name, one per round."""
+    """Seconds by name, one per round; processor: of all threads of this process, where they were taken."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    processor: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, name: str, seconds: float) -> None:
+    def add(self, name: str, seconds: float, processor: float = 0.0) -> None:
         self.seconds.setdefault(name, []).append(seconds)
+        self.processor.setdefault(name, []).append(processor)
+
+    def processor_median(self, name: str) -> float:
+        return median(self.processor[name])
 
     def median(self, name: str) -> float:
         return median(self.seconds[name])
@@ -100,9 +105,9 @@ def in_turn(tasks: Mapping[str, Callable[[], object]], rounds: int) -> Samples:
     for _ in range(rounds):
         for name, task in tasks.items():
             gc.collect()  # what one task left behind is not the other's to clear
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             task()
-            samples.add(name, time.perf_counter() - started)
+            samples.add(name, time.perf_counter() - started, time.process_time() - worked)
     return samples
 
 

@@ -228,3 +228,42 @@ def test_every_space_of_the_configuration_is_found_by_all_its_names() -> None:
             continue
         for name in (space.getName(), *space.getAliases(), space.getName().upper()):
             assert color.find_space(name).name == space.getName()
+
+
+@pytest.mark.parametrize("target", ["ACEScg", "lin_rec709", "ACEScct", "lin_rec2020"])
+def test_the_quick_way_to_halves_is_the_exact_one_but_for_a_step(target: str) -> None:
+    """One value in a thousand at most may fall to the other one of its two nearest halves; the ends are exact."""
+    from rushes.media import color
+
+    frame = np.random.default_rng().random((101, 307, 3), dtype=np.float32)
+    frame[0] = np.linspace(0, 0.06, 307, dtype=np.float32)[:, None]  # where the curve of sRGB bends
+    frame[1, :3], frame[1, 3:6] = 0, 1
+    quick = color.convert_display(frame, target)
+    exact = color.convert(frame, color.SRGB, target, is_half=True)
+    steps = np.abs(quick.view(np.int16).astype(int) - exact.view(np.int16))
+    assert steps.max() <= 1 and (steps > 0).mean() < 1e-3
+    assert (steps[1, :6] == 0).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-30, -0.0, np.nextafter(np.float32(1), np.float32(2))])
+def test_what_a_display_does_not_show_goes_the_exact_way(value: float) -> None:
+    """Told from the range of a display by one value in a frame; its ends belong to it."""
+    from rushes.media import color
+
+    frame = np.random.default_rng().random((7, 5, 3), dtype=np.float32)
+    frame[0, 0] = 0, 1, np.float32(1e-40)
+    assert color.is_displayable(frame)
+    frame[6, 4, 2] = value
+    assert not color.is_displayable(frame)
+
+
+def test_frames_keep_their_order_and_content_however_they_are_worked_on(tmp_path: Path, make_record: Any) -> None:
+    """Many frames in several threads: the file of each number holds that frame, in the order of the numbers."""
+    greys = np.random.default_rng().permutation(np.linspace(0.1, 0.9, 60, dtype=np.float32))
+    frames = np.broadcast_to(greys[:, None, None, None], (60, 14, 20, 3))
+    with open_outputs([tmp_path / "p.%04d.exr"], make_record(60), colorspace="lin_rec709") as outputs:
+        for start in range(0, 60, 7):
+            outputs.write(frames[start : start + 7])
+    assert [path.name for path in outputs.paths] == [f"p.{number}.exr" for number in range(1001, 1061)]
+    for path, grey in zip(outputs.paths, greys, strict=True):
+        assert half_steps(read(path)[0], np.full((14, 20, 3), linear(grey))) <= 1

@@ -26,6 +26,9 @@ EXAMPLES = ("ACEScg", "ACES2065-1", "lin_rec709", "lin_p3d65", "lin_rec2020")
 
 HALF_MAX = 65504.0
 
+_SRGB_LINEAR = "lin_rec709"  # sRGB without its curve
+_POINTS = 65536  # the most that OpenColorIO takes in a table
+_ONE = int(np.float32(1).view(np.uint32))
 _FEW = np.ones(16, np.float32)
 
 # CIE xy of red, green, blue, white: as OpenEXR's `chromaticities` wants them. Keys are the gamut part of a
@@ -122,11 +125,47 @@ def _processor(source: str, target: str, is_half: bool) -> ocio.CPUProcessor:
     )
 
 
+@lru_cache(maxsize=16)
+def _display_processor(target: str) -> ocio.CPUProcessor:
+    """From sRGB in 0 ... 1 to half floats of a space, the curve of sRGB as a table: more than twice as fast.
+
+    Between its points lie straight lines, 2e-10 off at most. One value in ten thousand falls to the other one of its
+    two nearest halves than with `_processor`.
+    """
+    points = np.repeat(np.linspace(0, 1, _POINTS, dtype=np.float32)[:, None], 3, axis=1)  # [points, 3]
+    curve = ocio.Lut1DTransform(_POINTS, False)  # no half domain
+    curve.setData(convert(points.reshape(256, -1, 3), SRGB, _SRGB_LINEAR).ravel())
+    curve.setInterpolation(ocio.INTERP_LINEAR)
+    steps = ocio.GroupTransform()
+    steps.appendTransform(curve)
+    steps.appendTransform(ocio.ColorSpaceTransform(_SRGB_LINEAR, target))
+    return (
+        config()
+        .getProcessor(steps)
+        .getOptimizedCPUProcessor(ocio.BIT_DEPTH_F32, ocio.BIT_DEPTH_F16, ocio.OPTIMIZATION_LOSSLESS)
+    )
+
+
+def is_displayable(frame: np.ndarray) -> bool:
+    """Whether each value of a contiguous float32 array is within 0 ... 1, in one pass; minus zero counts as outside."""
+    # As whole numbers, floats from 0 on are in the same order, and negative ones, NaN and infinity come after them.
+    return int(frame.view(np.uint32).max()) <= _ONE
+
+
 def convert(frame: np.ndarray, source: str, target: str, is_half: bool = False) -> np.ndarray:
     """Convert colours between two spaces of the configuration, colorimetrically (no tone mapping).
 
     frame: float32 [h, w, 3], finite. Returns float32, or float16 with `is_half`, of the same shape.
     """
+    return _apply(_processor(source, target, is_half), frame, is_half)
+
+
+def convert_display(frame: np.ndarray, target: str) -> np.ndarray:
+    """`convert` from sRGB to half floats for a frame that `is_displayable`. Returns float16 of the same shape."""
+    return _apply(_display_processor(target), frame, is_half=True)
+
+
+def _apply(processor: ocio.CPUProcessor, frame: np.ndarray, is_half: bool) -> np.ndarray:
     height, width, channels = frame.shape
     out = np.empty(frame.shape, np.float16 if is_half else np.float32)  # [h, w, 3]
     image = _description(np.ascontiguousarray(frame, np.float32), ocio.BIT_DEPTH_F32, width, height, channels)
@@ -134,7 +173,7 @@ def convert(frame: np.ndarray, source: str, target: str, is_half: bool = False) 
     # OpenEXR's decoder returns with the upper halves of AVX registers in use (seen with OpenImageIO 3.2 on an AVX-512
     # machine), and OpenColorIO's SSE code would then run twenty times slower. NumPy's exp ends by clearing them.
     np.exp(_FEW)
-    _processor(source, target, is_half).apply(image, result)
+    processor.apply(image, result)
     return out
 
 

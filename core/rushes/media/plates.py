@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import math
+import os
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from rushes.media.record import SOURCE_TYPE, to_text, unreadable
 from rushes.media.sink import Sink, WriteError, printable
 
 RECORD = "rushes/record"
+# Frames of a plate in work at once: the colours of one are converted while OpenImageIO compresses another. More than a
+# few gain nothing, as its own threads share each frame, and each holds 37 MB at 1920x1080.
+WORKERS = min(os.cpu_count() or 1, 4)
 INT_MAX = 2**31 - 1  # OpenEXR has no longer integer attribute
 
 _HALF_INFINITE = 0x7C00  # exponent bits of a half: all set in infinity and NaN
@@ -52,43 +58,72 @@ class PlateSink(Sink):
         self._compression = compression
         self._is_half = depth == "half"
         self._text = to_text(record)
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix=f"rushes {target.name}")
+        self._waiting: deque[tuple[int, Future[tuple[np.ndarray, int]]]] = deque()
         if not self._is_half:
             self.repair = "NaN or infinite; NaN became 0, the others the largest value of a half float"
 
     def write(self, frame: np.ndarray, number: int) -> None:
+        self._waiting.append((number, self._pool.submit(self._write, frame, number)))
+        while len(self._waiting) > WORKERS:
+            self._take()
+
+    def close(self) -> None:
+        while self._waiting:
+            self._take()
+        self._pool.shutdown()
+
+    def abort(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _take(self) -> None:
+        """Wait for the oldest frame. In the order of the frames, whichever was ready first."""
+        number, future = self._waiting.popleft()
+        pixels, repaired = future.result()
+        self.repaired += repaired
+        is_kept = self._compression not in LOSSY
         name = self.target.file_name(number)
-        pixels = self._half(frame) if self._is_half else self._float(frame)
+        self.add(name, number if self.target.padding is not None else None, pixels if is_kept else None)
+
+    def _write(self, frame: np.ndarray, number: int) -> tuple[np.ndarray, int]:
+        """One frame, in a thread of the pool: its pixels in the file, and how many of them were repaired."""
+        pixels, repaired = self._half(frame) if self._is_half else self._float(frame)
         spec = self._spec(frame.shape[1], frame.shape[0], number)
-        _write(self.staging / name, spec, pixels, self._compression)
-        self.add(name, number if self.target.padding is not None else None, self._kept(pixels))
+        _write(self.staging / self.target.file_name(number), spec, pixels, self._compression)
+        return pixels, repaired
 
-    def _kept(self, pixels: np.ndarray) -> np.ndarray | None:
-        return None if self._compression in LOSSY else pixels
-
-    def _float(self, frame: np.ndarray) -> np.ndarray:
+    def _float(self, frame: np.ndarray) -> tuple[np.ndarray, int]:
         bad = ~np.isfinite(frame)
         if bad.any():
             frame = np.nan_to_num(frame, nan=0.0, posinf=_HUGE, neginf=-_HUGE)
         pixels = color.convert(frame, color.SRGB, self._space.name)  # [h, w, 3]
-        if bad.any():
-            self.repaired += int(np.count_nonzero(bad))
+        repaired = int(np.count_nonzero(bad))
+        if repaired:
             hit = bad.any(axis=2)
             # not the largest float: the first product in a compositor would make it infinite again
             pixels[hit] = np.clip(pixels[hit], -color.HALF_MAX, color.HALF_MAX)
-        return pixels + np.float32(0)  # minus zero becomes zero
+        pixels += np.float32(0)  # minus zero becomes zero
+        return pixels, repaired
 
-    def _half(self, frame: np.ndarray) -> np.ndarray:
-        bad = ~np.isfinite(frame)
-        if bad.any():  # before the conversion, whose matrix would spread them over the other channels as NaN
-            frame = np.nan_to_num(frame, nan=0.0, posinf=_HUGE, neginf=-_HUGE)
-        half = color.convert(frame, color.SRGB, self._space.name, is_half=True)  # [h, w, 3]
+    def _half(self, frame: np.ndarray) -> tuple[np.ndarray, int]:
+        bad = None
+        if color.is_displayable(frame):
+            half = color.convert_display(frame, self._space.name)  # [h, w, 3]
+        else:
+            bad = ~np.isfinite(frame)
+            if bad.any():  # before the conversion, whose matrix would spread them over the other channels as NaN
+                frame = np.nan_to_num(frame, nan=0.0, posinf=_HUGE, neginf=-_HUGE)
+            half = color.convert(frame, color.SRGB, self._space.name, is_half=True)  # [h, w, 3]
+        signed = half.view(np.int16)
+        if bad is None and signed.min() >= 0 and signed.max() < _HALF_INFINITE:
+            return half, 0
         bits = half.view(np.uint16)
         bits[bits == _HALF_NEGATIVE_ZERO] = 0
-        bad |= (bits & _HALF_INFINITE) == _HALF_INFINITE
-        if bad.any():
-            self.repaired += int(np.count_nonzero(bad))
+        infinite = (bits & _HALF_INFINITE) == _HALF_INFINITE
+        repaired = int(np.count_nonzero(infinite if bad is None else infinite | bad))
+        if repaired:
             np.nan_to_num(half, copy=False, nan=0.0, posinf=color.HALF_MAX, neginf=-color.HALF_MAX)
-        return half
+        return half, repaired
 
     def _spec(self, width: int, height: int, number: int) -> oiio.ImageSpec:
         fps = self.fps
