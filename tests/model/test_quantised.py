@@ -95,14 +95,41 @@ def quantised(tensor: Tensor, kind: str) -> Any:
     return raw.reshape(tensor.shape[0], -1)
 
 
-def write_gguf(source: Path, kind: str, names: Callable[[State], dict[str, str]], arch: str) -> tuple[Path, State]:
-    """A GGUF beside a file, as ComfyUI-GGUF writes it: matrices in `kind`, the rest in F32 and F16."""
+def same(state: State) -> dict[str, str]:
+    return {name: name for name in state}
+
+
+def write_pieces(writer: gguf.GGUFWriter, spiece: bytes) -> None:
+    """The pieces of a sentencepiece model as llama.cpp's converter writes them."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = sentencepiece.SentencePieceProcessor(model_proto=spiece)
+    kinds = [
+        gguf.TokenType.CONTROL if model.is_control(i) else gguf.TokenType.UNKNOWN if model.is_unknown(i) else 1
+        for i in range(model.vocab_size())
+    ]
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list([model.id_to_piece(i).encode() for i in range(model.vocab_size())])
+    writer.add_token_scores([model.get_score(i) for i in range(model.vocab_size())])
+    writer.add_token_types(kinds)
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(True)
+
+
+def write_gguf(
+    source: Path, kind: str, names: Callable[[State], dict[str, str]] = same, has_note: bool = True
+) -> tuple[Path, State]:
+    """A GGUF beside a file, as ComfyUI-GGUF writes it: matrices in `kind`, the rest in F32 and F16.
+
+    has_note: on the shape that a flattened convolution had. Text encoders bring their tokenizer.
+    """
     path, opened = source.with_suffix(".gguf"), dict[str, Tensor]()
-    writer = gguf.GGUFWriter(path, arch)
+    is_text = "text" in source.name
+    writer = gguf.GGUFWriter(path, "t5encoder" if is_text else "wan")
     bare = {strip_prefix([key])[key]: (key, t) for key, t in read(source).items()}
     renamed = names({name: t for name, (_, t) in bare.items()})
     for name, (key, tensor) in bare.items():
         if tensor.dtype is torch.uint8:
+            write_pieces(writer, bytes(tensor.numpy()))
             continue
         if is_matrix(name, tensor) and tensor.shape[1] % FORMATS[kind].values == 0:
             raw, type_ = quantised(tensor, kind), gguf.GGMLQuantizationType[kind]
@@ -113,7 +140,8 @@ def write_gguf(source: Path, kind: str, names: Callable[[State], dict[str, str]]
             opened[key] = half.float()
             flat = half.numpy()
             if flat.ndim > 4:  # a convolution's five dimensions are one too many for ggml
-                writer.add_array(f"comfy.gguf.orig_shape.{name}", list(flat.shape))
+                if has_note:
+                    writer.add_array(f"comfy.gguf.orig_shape.{name}", list(flat.shape))
                 flat = flat.reshape(flat.shape[0], -1)
             writer.add_tensor(renamed[name], flat)
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
@@ -153,12 +181,34 @@ def test_fp8_in_every_form_gives_the_bits_of_its_open_weights(
     assert 1e-5 < (got - plain).abs().max() < 1  # it is another model, and not by much
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"), [("Q8_0", text_names_to_llama), ("Q4_K", text_names_to_llama), ("Q6_K", same)]
+)
+def test_a_gguf_text_encoder_brings_its_tokenizer(
+    wan: SimpleNamespace, tmp_path: Path, kind: str, names: Callable[[State], dict[str, str]]
+) -> None:
+    """With llama.cpp's names, as they are published, or transformers'; with sentencepiece's own tokens."""
+    path, opened = write_gguf(wan.files.text, kind, names)
+    files = dataclasses.replace(wan.files, text=path)
+    text = "a red ball rolls, to the  right: déjà vu"
+    assert files_card(files).tokenizer().encode(text) == files_card(wan.files).tokenizer().encode(text)
+    assert torch.equal(latents(files), latents(reference(wan.files, "text", opened, tmp_path)))
+
+
+def test_a_convolution_that_was_flattened_without_a_note_is_known_by_its_bias(wan: SimpleNamespace) -> None:
+    noted, _ = write_gguf(wan.files.transformer, "Q8_0")
+    found = latents(dataclasses.replace(wan.files, transformer=noted))
+    silent, _ = write_gguf(wan.files.transformer, "Q8_0", has_note=False)
+    assert open_weights(silent).header.shapes["patch_embedding.weight"] == (256, 16, 1, 2, 2)
+    assert torch.equal(found, latents(dataclasses.replace(wan.files, transformer=silent)))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_gguf_in_every_format_gives_the_bits_of_its_open_weights(
     wan: SimpleNamespace, tmp_path: Path, kind: str
 ) -> None:
     """A transformer with the original names, without a prefix, its convolution flattened."""
-    path, opened = write_gguf(wan.files.transformer, kind, lambda state: {name: name for name in state}, "wan")
+    path, opened = write_gguf(wan.files.transformer, kind)
     files = dataclasses.replace(wan.files, transformer=path)
     # GGUF states no number of heads: 128 channels to each, as all published models have
     assert files_card(files).transformer == wan.configs["transformer"]
@@ -167,7 +217,7 @@ def test_gguf_in_every_format_gives_the_bits_of_its_open_weights(
 
 def test_weights_stay_packed_and_mapped(wan: SimpleNamespace) -> None:
     """What a model takes is what its file has, and the file is not read before it is used."""
-    path, _ = write_gguf(wan.files.transformer, "Q4_K", lambda state: {name: name for name in state}, "wan")
+    path, _ = write_gguf(wan.files.transformer, "Q4_K")
     card = files_card(dataclasses.replace(wan.files, transformer=path))
     transformer = read_modules(card, torch.device("cpu"), torch.float32).transformer
     layers = [m for m in transformer.modules() if isinstance(m, PackedLinear)]

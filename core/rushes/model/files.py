@@ -26,9 +26,9 @@ from rushes.model.loading import Modules, load_modules
 from rushes.model.operations import Operations
 from rushes.model.packed import Packed
 from rushes.model.quantised import open_weights
-from rushes.model.reading import Header, Weight, load_state
+from rushes.model.reading import Header, Weight, load_state, read_notes
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextConfig, infer_text_config
-from rushes.model.tokenizer import Tokenizer, UnigramTokenizer
+from rushes.model.tokenizer import GGUF_PREFIX, Tokenizer, UnigramTokenizer
 from rushes.shot import ShotError
 
 SPIECE = "spiece_model"  # sentencepiece's model, as ComfyUI's text encoder files carry it
@@ -163,7 +163,7 @@ def files_card(files: ModelFiles) -> FilesCard:
     transformer = _transformer(files.transformer, shapes["transformer"], headers["transformer"].metadata)
     text, vae = _text(files.text, shapes["text"]), _vae(files.vae, shapes["vae"])
     _check_pairs(files, transformer, text, vae)
-    if SPIECE not in strip_prefix(headers["text"].shapes).values() and _tokenizer_file(files.text) is None:
+    if not _has_tokenizer(headers["text"]) and _tokenizer_file(files.text) is None:
         raise ShotError(
             f"text: got {files.text.name}, which has no tokenizer in it and none beside it; a file with a {SPIECE}, as "
             "ComfyUI's umt5_xxl_fp16.safetensors is, or UMT5's tokenizer.json in the same folder, is expected"
@@ -315,7 +315,14 @@ def _check_pairs(files: ModelFiles, transformer: TransformerConfig, text: TextCo
         )
 
 
+def _has_tokenizer(header: Header) -> bool:
+    """Whether a text encoder's file brings its own: ComfyUI's in a tensor, GGUF in its notes."""
+    return SPIECE in strip_prefix(header.shapes).values() or f"{GGUF_PREFIX}model" in header.metadata
+
+
 def _tokenizer(text: Path, max_tokens: int) -> UnigramTokenizer:
+    if text.suffix == ".gguf" and f"{GGUF_PREFIX}model" in (notes := read_notes(text)):
+        return UnigramTokenizer.from_gguf(notes, max_tokens)
     state = load_state(text)
     inside = next((name for name, bare in strip_prefix(state).items() if bare == SPIECE), None)
     pieces = state[inside] if inside is not None else None

@@ -22,7 +22,6 @@ from rushes.model.blocks import FORMATS
 VERSIONS = (2, 3)
 MAX_NOTES, MAX_TENSORS, MAX_LIST, MAX_NAME = 4096, 65_536, 2**20, 1024
 SHAPE_NOTE = "comfy.gguf.orig_shape."  # + name: the shape of a tensor that was flattened to be written
-TOKENS = "tokenizer.ggml."
 
 # ggml's numbers of types. Those that are not named here, the i-quants among them, are refused by number.
 _KINDS = {

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from rushes.shot import ShotError
 PLAIN = ("F32", "BF16", "F16")
 READ = (*PLAIN, *FP8, *FORMATS)
 ALLOWED = "fp32, bf16, fp16, fp8 (plain or scaled) or GGUF (Q4_0 to Q8_0, Q2_K to Q6_K) is allowed"
+
+PATCH = (1, 2, 2)  # of Wan's tokens, in latent cells
 
 _NOTE = "_quantization_metadata"
 _SCALES = ("scale_weight", "weight_scale")
@@ -78,7 +81,8 @@ class WeightFile:
                 )
             elif scales:
                 raise _refused(self.path, name, f"a scale for weights in {self.header.dtypes[name]}")
-            found[name] = weight
+            shape = self.header.shapes[name]
+            found[name] = weight.view(shape) if isinstance(weight, Tensor) else replace(weight, shape=shape)
         return found
 
 
@@ -103,8 +107,21 @@ def open_weights(path: Path) -> WeightFile:
         noted = layers.get(layer) if name.endswith(".weight") else None
         if noted is not None and noted != dtype:
             raise _refused(path, name, f"weights in {dtype} that a note says are in {noted}")
-    shapes = {name: header.shapes[name] for name in kept}
+    shapes = _unflattened({name: header.shapes[name] for name in kept})
     return WeightFile(path, Header(shapes, {name: header.dtypes[name] for name in kept}, header.metadata), layers)
+
+
+def _unflattened(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """With the five dimensions of the convolutions that embed patches, of which ggml's writers keep four or fewer."""
+    found = dict(shapes)
+    for name, shape in shapes.items():
+        dim = shapes.get(f"{name.removesuffix('.weight')}.bias", (0,))[0]
+        if not name.endswith("patch_embedding.weight") or len(shape) == 5 or not dim:
+            continue
+        each = dim * prod(PATCH)
+        if prod(shape) % each == 0:
+            found[name] = (dim, prod(shape) // each, *PATCH)
+    return found
 
 
 def _layers(path: Path, header: Header) -> dict[str, str]:

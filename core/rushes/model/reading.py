@@ -87,6 +87,14 @@ def load_state(path: str | Path) -> dict[str, Weight]:
     return state
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes of a GGUF file: numbers, texts, and lists of them. Raises ShotError."""
+    try:
+        return ggufs.read(path).notes
+    except (OSError, ValueError, LookupError) as error:
+        raise unreadable(path, error) from error
+
+
 def files_of(path: Path) -> list[Path]:
     """The files that hold the weights: the shards of an index, else the one file. Raises ShotError."""
     path = _found(path)

@@ -30,6 +30,7 @@ EOS_ID = 1
 UNKNOWN_ID = 2
 FIRST_WORD_ID = 3  # 0 is padding, see text.PAD_ID
 MAX_TOKENS = 512
+GGUF_PREFIX = "tokenizer.ggml."
 
 
 class Tokenizer(Protocol):
@@ -132,6 +133,19 @@ class UnigramTokenizer:
             raise ShotError(f"model: its spiece_model is unusable ({reason}); a unigram model is allowed") from error
         return cls(backend, max_tokens, truncate)
 
+    @classmethod
+    def from_gguf(
+        cls, notes: Mapping[str, Any], max_tokens: int = MAX_TOKENS, truncate: bool = False
+    ) -> UnigramTokenizer:
+        """The sentencepiece model as a GGUF file's notes have it, under `tokenizer.ggml.`. ShotError if it is none."""
+        try:
+            backend = _backend_of_notes({name.removeprefix(GGUF_PREFIX): value for name, value in notes.items()})
+        except (ValueError, TypeError, LookupError) as error:
+            raise ShotError(
+                f"model: its notes on a tokenizer are unusable ({error}); a unigram model is allowed"
+            ) from error
+        return cls(backend, max_tokens, truncate)
+
     @property
     def vocab_size(self) -> int:
         """Rows that the text encoder's embedding needs."""
@@ -167,9 +181,6 @@ _NORMAL, _USER_DEFINED, _BYTE = 1, 4, 6
 
 def _unigram_backend(model: bytes) -> tokenizers.Tokenizer:
     """A `tokenizers` pipeline that gives sentencepiece's own ids. ValueError for another kind of model."""
-    import tokenizers
-    from tokenizers import Regex, models, normalizers, pre_tokenizers
-
     pieces, trainer, settings = [], {}, {}
     for number, value in _fields(model):
         if number == _PIECES:
@@ -180,17 +191,46 @@ def _unigram_backend(model: bytes) -> tokenizers.Tokenizer:
             settings = dict(_fields(value))
     if trainer.get(_MODEL_TYPE, _UNIGRAM) != _UNIGRAM:
         raise ValueError("it is not a unigram model")
+    return _backend(
+        pieces,
+        has_bytes=bool(trainer.get(_BYTE_FALLBACK, False)),
+        character_map=settings.get(_CHARACTER_MAP, b""),
+        trims=bool(settings.get(_TRIM_SPACES, True)),
+        has_prefix=bool(settings.get(_DUMMY_PREFIX, True)),
+    )
+
+
+def _backend_of_notes(notes: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """The same from a GGUF file, which has sentencepiece's own numbers for the kinds of pieces."""
+    if notes["model"] != "t5":
+        raise ValueError(f"they are of {notes['model']!r}")
+    rows = zip(notes["tokens"], notes["scores"], notes["token_type"], strict=True)
+    pieces = [{_TEXT: text.encode(), _SCORE: score, _KIND: kind} for text, score, kind in rows]
+    return _backend(
+        pieces,
+        has_bytes=any(piece[_KIND] == _BYTE for piece in pieces),
+        character_map=bytes(number & 255 for number in notes.get("precompiled_charsmap", ())),
+        trims=bool(notes.get("remove_extra_whitespaces", True)),
+        has_prefix=bool(notes.get("add_space_prefix", True)),
+    )
+
+
+def _backend(
+    pieces: Sequence[Mapping[int, Any]], *, has_bytes: bool, character_map: bytes, trims: bool, has_prefix: bool
+) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
+
     if len(pieces) <= FIRST_WORD_ID or pieces[EOS_ID].get(_TEXT) != b"</s>":
         raise ValueError(f"its token {EOS_ID} is not </s>")
-    has_bytes = bool(trainer.get(_BYTE_FALLBACK, False))
     backend = tokenizers.Tokenizer(models.Unigram(_vocabulary(pieces), UNKNOWN_ID, byte_fallback=has_bytes))
     steps: list[normalizers.Normalizer] = []
-    if character_map := settings.get(_CHARACTER_MAP):
+    if character_map:
         steps.append(normalizers.Precompiled(character_map))
-    if settings.get(_TRIM_SPACES, True):
+    if trims:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     backend.normalizer = normalizers.Sequence(steps)
-    prefix = "always" if settings.get(_DUMMY_PREFIX, True) else "never"
+    prefix = "always" if has_prefix else "never"
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=False)
     return backend
 
