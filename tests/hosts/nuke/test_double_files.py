@@ -125,6 +125,33 @@ def test_metadata_comes_from_the_file(nuke: Any, write_frames: Any) -> None:
     assert group.metadata("exr/comments", 1001) == "what it is" and group.metadata("exr/none") is None
 
 
+def test_versions_walk_by_the_v_in_the_name(nuke: Any) -> None:
+    """Alt+Up and Alt+Down: text only."""
+    import nukescripts  # type: ignore[import-not-found]
+
+    read, other = nuke.nodes.Read(), nuke.nodes.Read()
+    read["file"].setValue("/shots/sv010/v002/sh010_v002.%04d.exr"), other["file"].setValue("/a_v002.exr")
+    read.selectOnly()
+    nukescripts.version_up()
+    assert read["file"].value() == "/shots/sv010/v003/sh010_v003.%04d.exr" and _range(read) == (1, 1)
+    for _ in range(4):
+        nukescripts.version_down()
+    assert read["file"].value().endswith("/v001/sh010_v001.%04d.exr") and other["file"].value() == "/a_v002.exr"
+
+
+def test_a_colour_space_knob_may_keep_what_it_had(session: Any, nuke: Any) -> None:
+    """As with some configurations: only reading it back tells."""
+    knob = nuke.nodes.Read()["colorspace"]
+    session.deaf_to.add("ACEScg")
+    knob.setValue("ACEScg")
+    assert knob.value() == "default"
+    with pytest.raises(TypeError):
+        knob.setValue("ACES - ACEScg")
+    session.deaf_to.clear()
+    knob.setValue("ACEScg")
+    assert knob.value() == "ACEScg"
+
+
 # --- Write: what a keyframe is rendered with
 
 

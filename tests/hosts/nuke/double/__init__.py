@@ -18,10 +18,12 @@ from __future__ import annotations
 import sys
 import types
 
+from . import scripts
 from .main_thread import ThreadViolation
 from .menus import run_menus
-from .module import names, open_panel, scripts_modules
+from .module import names
 from .root import Root
+from .scripts import open_panel
 from .session import CONFIG, Session, current, enter, leave
 
 MAJORS = (13, 14, 15, 16, 17)
@@ -45,7 +47,7 @@ def install(major: int = 16, gui: bool = True, config: str = CONFIG) -> Session:
     _module.__path__ = []  # type: ignore[attr-defined]
     session.nuke = _module
     session.main_namespace["nuke"] = _module
-    modules = {"nuke": _module, **scripts_modules()}
+    modules = {"nuke": _module, **scripts.modules()}
     if major >= 16:
         modules["nuke_internal"] = _module
     for name, module in modules.items():

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""The names of the module `nuke`, and of `nukescripts`."""
+"""The names of the module `nuke`."""
 
 from __future__ import annotations
 
 import os
-import types
 from typing import Any
 
 from . import (
@@ -147,33 +146,3 @@ def names(session: Session) -> dict[str, Any]:
                 "ExecutablePath": f"/usr/local/Nuke{major}.0v1/Nuke{major}.0"},
     }  # fmt: skip
     return made
-
-
-def registerWidgetAsPanel(widget: str, name: str, id: str, create: bool = False) -> Any:
-    """The widget is the text of an expression, which __main__ evaluates when the panel is opened."""
-    session = current()
-    session.threads.check("registerWidgetAsPanel")
-    for what, text in (("widget", widget), ("name", name), ("id", id)):
-        if not isinstance(text, str):
-            raise TypeError(f"registerWidgetAsPanel: {what} must be a string, got {text!r}")
-    if not session.gui:
-        raise RuntimeError("registerWidgetAsPanel: there are no panels in nuke -t")
-    session.panels[id] = widget, name
-    menus.menu("Pane").addCommand(name, lambda: open_panel(id))
-    return open_panel(id) if create else None
-
-
-def open_panel(id: str) -> Any:
-    """Make the widget of a registered panel, as the Pane menu does."""
-    expression, _ = current().panels[id]
-    return eval(f"{expression}()", current().main_namespace)
-
-
-def scripts_modules() -> dict[str, types.ModuleType]:
-    """nukescripts and nukescripts.panels."""
-    scripts, panels = types.ModuleType("nukescripts"), types.ModuleType("nukescripts.panels")
-    scripts.__path__ = []  # type: ignore[attr-defined]
-    for module in (scripts, panels):
-        module.registerWidgetAsPanel = registerWidgetAsPanel  # type: ignore[attr-defined]
-    scripts.panels = panels  # type: ignore[attr-defined]
-    return {"nukescripts": scripts, "nukescripts.panels": panels}

@@ -34,6 +34,11 @@ class ColourSpace_Knob(Enumeration_Knob):
     def Class(self) -> str:
         return "Enumeration_Knob"
 
+    def _coerced(self, value: Any) -> int:
+        """Some versions with some configurations keep what they had for names that stand in the menu."""
+        index = super()._coerced(value)
+        return int(self._value) if self._ids()[index] in current().deaf_to else index
+
 
 def read_knobs() -> list[Knob]:
     made: list[Knob] = [

@@ -49,6 +49,7 @@ class Session:
         self.panels: dict[str, tuple[str, str]] = {}  # id -> (expression of the widget, title)
         self.main_namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
         self.clipboard = ""
+        self.deaf_to: set[str] = set()  # colour spaces that a knob takes without a word and without effect
         self.executed: list[tuple[str, int]] = []  # (name of a Write, frame) in the order of rendering
         self.root: Root
         self.nuke: Any = None  # the module

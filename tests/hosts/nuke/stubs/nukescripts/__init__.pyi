@@ -1,3 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
 from . import panels as panels
+
+def version_up() -> None: ...
+def version_down() -> None: ...
