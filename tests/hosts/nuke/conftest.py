@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,3 +89,41 @@ def write_frames(tmp_path: Path) -> WriteFrames:
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture(scope="session")
+def qt_application() -> Any:
+    """A QApplication without a screen. Skips, and says why, where Qt is missing or does not load."""
+    if importlib.util.find_spec("PySide6") is None:
+        pytest.skip("Nuke's panel is NOT TESTED: PySide6 is missing; pip install '.[panel]'")
+    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
+    probe = [sys.executable, "-c", "from PySide6 import QtWidgets; QtWidgets.QApplication([])"]
+    tried = subprocess.run(probe, env=environment, capture_output=True, text=True)  # Qt ends a process that it dislikes
+    if tried.returncode:
+        why = (tried.stderr.strip() or f"status {tried.returncode}").splitlines()[-1]
+        pytest.skip(f"Nuke's panel is NOT TESTED: Qt does not load here ({why}); apt-get install libegl1 libgl1 helps")
+    before = os.environ.get("QT_QPA_PLATFORM")
+    os.environ["QT_QPA_PLATFORM"] = "offscreen"
+    try:
+        from PySide6 import QtWidgets
+
+        return QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
+    finally:
+        if before is None:
+            del os.environ["QT_QPA_PLATFORM"]
+        else:
+            os.environ["QT_QPA_PLATFORM"] = before
+
+
+@pytest.fixture
+def qt(session: Any, qt_application: Any, nuke_double: ModuleType) -> Iterator[Any]:
+    """The application, with the bindings under the names that this session's version has them."""
+    names = nuke_double.qt.bindings(session.major)
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules.update(names)
+    yield qt_application
+    for name in names:
+        if name in before:
+            sys.modules[name] = before[name]
+        else:
+            sys.modules.pop(name, None)

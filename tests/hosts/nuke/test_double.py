@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import random
 import threading
 from pathlib import Path
@@ -344,6 +345,10 @@ def test_one_group_is_one_step_that_reverts_everything(session: Any, nuke: Any) 
         nuke.redo()
         assert {node.name() for node in nuke.allNodes()} == {"NoOp1", "Renamed"} and user.input(0) is None
         assert made["seed"].value() == 7
+    nuke.undo()
+    keep["label"].setValue("another way")
+    nuke.redo()
+    assert nuke.toNode("Renamed") is None, "what was undone is gone after a change"
 
 
 def test_undo_disabled_and_cancelled(session: Any, nuke: Any) -> None:
@@ -417,6 +422,16 @@ def test_a_panel_is_registered_by_the_text_of_an_expression(session: Any, nuke: 
     session.main_namespace["some"] = type("some", (), {"Widget": Widget})
     assert isinstance(nuke_double.open_panel("org.rushes.Panel"), Widget)
     nuke.menu("Pane").findItem("Rushes").invoke()
+
+
+def test_a_version_has_its_own_binding_of_qt_only(session: Any, qt: Any) -> None:
+    here, missing = ("PySide2", "PySide6") if session.major < 16 else ("PySide6", "PySide2")
+    widgets, gui = importlib.import_module(f"{here}.QtWidgets"), importlib.import_module(f"{here}.QtGui")
+    assert hasattr(widgets if session.major < 16 else gui, "QAction")
+    assert not hasattr(gui if session.major < 16 else widgets, "QAction")
+    assert widgets.QLabel("seen").grab().width() > 0
+    with pytest.raises(ImportError):
+        importlib.import_module(f"{missing}.QtWidgets")
 
 
 def test_plug_in_folders_run_init_at_once_and_menu_with_the_window(

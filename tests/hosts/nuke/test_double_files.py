@@ -59,6 +59,12 @@ def test_the_first_read_sets_an_unlocked_range(nuke: Any, write_frames: Any) -> 
     assert nuke.root().firstFrame() == 1
 
 
+def test_a_locked_range_stays(nuke: Any, write_frames: Any) -> None:
+    nuke.root()["lock_range"].setValue(True)
+    nuke.nodes.Read()["file"].fromUserText(str(write_frames(range(20, 24))))
+    assert (nuke.root().firstFrame(), nuke.root().lastFrame()) == (1, 100)
+
+
 def test_new_pixels_are_seen_after_reload(session: Any, nuke: Any, write_frames: Any) -> None:
     pattern = write_frames([7])
     read = nuke.nodes.Read()

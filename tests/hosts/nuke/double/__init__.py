@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import types
 
-from . import scripts
+from . import qt, scripts
 from .main_thread import ThreadViolation
 from .menus import run_menus
 from .module import names
@@ -75,6 +75,7 @@ __all__ = [
     "current",
     "install",
     "open_panel",
+    "qt",
     "run_menus",
     "uninstall",
 ]
