@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import os
 import subprocess
@@ -116,14 +117,9 @@ def qt_application() -> Any:
 
 
 @pytest.fixture
-def qt(session: Any, qt_application: Any, nuke_double: ModuleType) -> Iterator[Any]:
-    """The application, with the bindings under the names that this session's version has them."""
-    names = nuke_double.qt.bindings(session.major)
-    before = {name: sys.modules[name] for name in names if name in sys.modules}
-    sys.modules.update(names)
-    yield qt_application
-    for name in names:
-        if name in before:
-            sys.modules[name] = before[name]
-        else:
-            sys.modules.pop(name, None)
+def qt(session: Any, qt_application: Any, nuke_double: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The application, and the bindings under the names that this session's version has, and no others."""
+    for name, module in nuke_double.qt.bindings(session.major).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(builtins, "__import__", nuke_double.qt.importing(session.major, builtins.__import__))
+    return qt_application

@@ -30,18 +30,35 @@ def _looking_in(name: str, module: types.ModuleType, gui: types.ModuleType) -> C
     return look
 
 
-def bindings(major: int) -> dict[str, types.ModuleType | None]:
-    """What sys.modules has in this version; None makes an import fail. ImportError where there is no PySide6."""
+def bindings(major: int) -> dict[str, types.ModuleType]:
+    """The modules that this version has and this process lacks. ImportError where there is no PySide6."""
     real = {name: importlib.import_module(f"PySide6.{name}") for name in _MODULES}
     if major >= 16:
-        return {"PySide2": None, **{f"PySide2.{name}": None for name in _MODULES}}
-    found: dict[str, types.ModuleType | None] = {"PySide6": None, **{f"PySide6.{name}": None for name in _MODULES}}
+        return {}
     package = types.ModuleType("PySide2")
     package.__path__ = []
+    found = {"PySide2": package}
     for name, module in real.items():
         made = types.ModuleType(f"PySide2.{name}")
         vars(made)["__getattr__"] = _looking_in(name, module, real["QtGui"])
         found[f"PySide2.{name}"] = made
         setattr(package, name, made)
-    found["PySide2"] = package
     return found
+
+
+def importing(major: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    """`__import__` that refuses the binding which this version of Nuke lacks.
+
+    PySide6 stays in sys.modules, where its own C++ looks for it; an import statement is known by its fromlist, which is
+    None or a tuple, as no import from C has it.
+    """
+    missing = "PySide6" if major < 16 else "PySide2"
+
+    def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        is_statement = not level and (fromlist is None or isinstance(fromlist, tuple))
+        asked_by = (globals or {}).get("__name__", "").split(".")[0]
+        if is_statement and name.split(".")[0] == missing and asked_by not in ("PySide6", "shiboken6"):
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+        return original(name, globals, locals, fromlist, level)
+
+    return import_
