@@ -110,6 +110,13 @@ def test_before_and_after_the_range(session: Any, nuke: Any, write_frames: Any) 
     assert _picture(session, read, 12)[0, 0, 3] == 1
     read["frame_mode"].setValue("start at"), read["frame"].setValue("1001")
     assert _picture(session, read, 1002)[0, 0, 0] == np.float16(11 / 2048)
+    read["frame_mode"].setValue("expression")
+    for text, frame, expected in (("frame+9", 3, 12), ("10+floor((frame-1001)*3/2)", 1003, 13), ("frame*2", 6, 12)):
+        read["frame"].setValue(text)
+        assert _picture(session, read, frame)[0, 0, 0] == np.float16(expected / 2048), text
+    read["frame"].setValue("open('x')")
+    with pytest.raises(RuntimeError, match="cannot be evaluated"):
+        _picture(session, read, 12)
 
 
 def test_metadata_comes_from_the_file(nuke: Any, write_frames: Any) -> None:
@@ -167,7 +174,9 @@ def test_a_write_renders_its_input_in_the_colour_it_says(session: Any, nuke: Any
     grey = nuke.nodes.Constant(format="small")
     grey["format"].setValue("small"), grey["color"].setValue([0.18, 0.18, 0.18, 1.0])
     write = nuke.nodes.Write(inputs=[grey], file=str(tmp_path / "key" / "key.%04d.png"))
-    assert write["file_type"].value() == "png"
+    assert write["file_type"].value() == " " and write.knob("datatype") is None, "setValue looks at nothing"
+    write["file"].fromUserText(str(tmp_path / "key" / "key.%04d.png"))
+    assert write["file_type"].value() == "png" and write["datatype"].values() == ["8 bit", "16 bit"]
     with pytest.raises(RuntimeError, match="no folder"):
         nuke.execute(write, 5, 5)
     write["create_directories"].setValue(True)
@@ -177,7 +186,15 @@ def test_a_write_renders_its_input_in_the_colour_it_says(session: Any, nuke: Any
 
     png = read(str(tmp_path / "key" / "key.0005.png"))
     assert png.shape == (24, 40, 4) and abs(float(png[3, 3, 0]) - 0.4614) < 1 / 255
-    write["file"].setValue(str(tmp_path / "key.exr"))
+    write["datatype"].setValue("16 bit")
+    nuke.execute(write, 7, 7)
+    assert abs(float(read(str(tmp_path / "key" / "key.0007.png"))[3, 3, 0]) - 0.4614) < 2e-4
+    write["file"].fromUserText(str(tmp_path / "key.exr"))
+    with pytest.raises(TypeError):
+        write["datatype"].setValue("16 bit")
+    nuke.undo()
+    assert write["datatype"].values() == ["8 bit", "16 bit"]
+    nuke.redo()
     nuke.execute(write.name(), 5, 5)
     assert read(str(tmp_path / "key.exr"))[0, 0, 0] == np.float16(0.18)
     write.setInput(0, None)
@@ -188,7 +205,7 @@ def test_a_write_renders_its_input_in_the_colour_it_says(session: Any, nuke: Any
 def test_exr_metadata_passes_a_write_only_where_asked(nuke: Any, write_frames: Any, tmp_path: Path) -> None:
     read = nuke.nodes.Read()
     read["file"].fromUserText(str(write_frames([3], attributes={"t2v/prompt": "a ball"})))
-    write = nuke.nodes.Write(inputs=[read], file=str(tmp_path / "out.%04d.exr"))
+    write = nuke.nodes.Write(inputs=[read], file=str(tmp_path / "out.%04d.exr"), file_type="exr")
     again = nuke.nodes.Read()
     for how, expected in (("default metadata", None), ("default metadata and exr/*", "a ball")):
         write["metadata"].setValue(how)

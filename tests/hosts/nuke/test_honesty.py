@@ -7,8 +7,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -135,8 +137,11 @@ def _accepted(call: ast.Call, ways: list[Any]) -> bool:
     return any(way.accepts(len(call.args), keywords) for way in ways)
 
 
-def wrong_uses(source: str, nuke: Any, stubs: Any) -> list[str]:
-    """The lines of a file that use of Nuke what the stubs or the double do not have, or call it otherwise."""
+def wrong_uses(source: str, nuke: Any, stubs: Any, own: Collection[str] = ()) -> list[str]:
+    """The lines of a file that use of Nuke what the stubs or the double do not have, or call it otherwise.
+
+    own: names of the plug-in's own functions. A method of such a name may be Nuke's too; only mypy tells then.
+    """
     uses, wrong = Uses(ast.parse(source)), []
     for name, line in uses.names:
         wrong += [f"{line}: nuke.{name} is not in {where}" for where, there in (
@@ -154,8 +159,8 @@ def wrong_uses(source: str, nuke: Any, stubs: Any) -> list[str]:
     if uses.aliases:
         for name, line, call in uses.methods:
             theirs = stubs.methods(name)
-            if not theirs or name in _EVERYWHERE:
-                continue  # of another library, or of Python
+            if not theirs or name in _EVERYWHERE or name in own:
+                continue  # of another library, of Python or of the plug-in
             if name not in ours_by_name:
                 wrong.append(f"{line}: no class of the double has {name}()")
             elif not _accepted(call, ours_by_name[name]) or not _accepted(call, theirs):
@@ -163,8 +168,23 @@ def wrong_uses(source: str, nuke: Any, stubs: Any) -> list[str]:
     return wrong
 
 
-# Methods of Python's own types, or of our client, that some class of Nuke also has a namesake of
-_EVERYWHERE = {"get", "items", "keys", "values", "append", "add", "clear", "result", "request", "name", "run", "end"}
+# Python's own types have methods of these names too
+_PYTHON = (
+    str,
+    bytes,
+    list,
+    dict,
+    set,
+    tuple,
+    int,
+    float,
+    Path,
+    threading.Thread,
+    threading.Event,
+    re.Pattern,
+    re.Match,
+)
+_EVERYWHERE = {name for kind in _PYTHON for name in dir(kind)}
 
 
 def _ways(value: Any) -> Any:
@@ -202,9 +222,15 @@ def test_the_plug_in_uses_what_nuke_has(install: Any, stubs: Any, major: int) ->
     nuke, files = install(major=major).nuke, plugin_files()
     sources = {path: path.read_text(encoding="utf-8") for path in files}
     assert any("import nuke" in source for source in sources.values()), "plugins/nuke does not import nuke anywhere"
+    own = {
+        each.name
+        for source in sources.values()
+        for each in ast.walk(ast.parse(source))
+        if isinstance(each, ast.FunctionDef)
+    }
     wrong = [
         f"{path.relative_to(PLUGIN)}:{complaint}"
         for path, source in sources.items()
-        for complaint in wrong_uses(source, nuke, stubs)
+        for complaint in wrong_uses(source, nuke, stubs, own)
     ]
     assert not wrong, "\n".join(wrong)

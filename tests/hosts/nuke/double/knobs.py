@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from . import tcl
+from . import expressions, tcl
 from .main_thread import guarded
 from .session import current
 
@@ -119,15 +119,17 @@ class Knob:
         before, after = (self._value, self._expression), (value, expression)
         if before == after:
             return
-        self._store(after)
-        if self._node is None:
-            return
-        self._node._knob_set(self)
-        if self._node._is_being_made:
+        self._put(after)
+        if self._node is None or self._node._is_being_made:
             return
         if not self._flags & FLAGS["NO_UNDO"]:
-            current().undo.record(lambda: self._store(before), lambda: self._store(after))
+            current().undo.record(lambda: self._put(before), lambda: self._put(after))
         self._node._knob_changed(self)
+
+    def _put(self, state: tuple[Any, str | None]) -> None:
+        self._store(state)
+        if self._node is not None:
+            self._node._knob_set(self)
 
     def _store(self, state: tuple[Any, str | None]) -> None:
         self._value, self._expression = state
@@ -198,12 +200,7 @@ class Knob:
         knob = tcl.resolve(self._expression.strip(), self._node)
         if knob is not None:
             return knob.getValue()
-        try:
-            return eval(self._expression, {"__builtins__": {}})
-        except Exception as error:
-            raise RuntimeError(
-                f"{self.fullyQualifiedName()}: the double cannot evaluate {self._expression!r}"
-            ) from error
+        return expressions.evaluate(self._expression, {"frame": current().root.frame})
 
 
 class Tab_Knob(Knob):

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import numpy as np
 
-from . import colour, files
+from . import colour, expressions, files
 from .array_knobs import Boolean_Knob, Enumeration_Knob, Format_Knob, Int_Knob
 from .knobs import Knob
 from .main_thread import guarded
@@ -119,7 +120,7 @@ class Read(Node):
         elif text and mode == "offset":
             frame = frame + int(text)
         elif text:
-            raise RuntimeError(f"{self._name}.frame: the double has no expressions there, got {text!r}")
+            frame = math.floor(expressions.evaluate(text, {"frame": frame}))
         if first <= frame <= last:
             return frame
         how = self._knobs["before" if frame < first else "after"].value()
