@@ -21,8 +21,8 @@ import torch
 
 from rushes.engine import Engine
 from rushes.model.bundle import Card, digest
-from rushes.model.checkpoint import transformer_names_to_diffusers
 from rushes.model.files import ModelFiles
+from rushes.model.lora import trainer_names
 from rushes.shot import Shot, ShotError
 
 from .host import Interrupt
@@ -108,7 +108,7 @@ class RushesModel:
         """A copy with a LoRA on its transformer; this one stays as it is. Raises ShotError for another model's file."""
         patcher = self._patchers["transformer"].clone()
         weights = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-        patches = comfy.lora.load_lora(weights, lora_keys(patcher.model.state_dict()))
+        patches = comfy.lora.load_lora(weights, trainer_names(patcher.model.state_dict()))
         if not patcher.add_patches(patches, strength):
             some = min(weights, default="nothing")
             raise ShotError(
@@ -125,22 +125,6 @@ def _listen(vae: torch.nn.Module) -> None:
     for module in vae.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
             module.register_forward_pre_hook(lambda *_: Interrupt().check())
-
-
-def lora_keys(state: Mapping[str, Any]) -> dict[str, str]:
-    """How trainers name a weight -> its name in our transformer. The original names, and diffusers', in each style."""
-    names: dict[str, str] = {}
-    theirs = transformer_names_to_diffusers(state)
-    for key in state:
-        for name in dict.fromkeys((key, theirs[key])):
-            if not name.endswith(".weight"):
-                names[f"diffusion_model.{name}"] = key  # a bare parameter, such as a modulation
-                continue
-            stem = name.removesuffix(".weight")
-            flat = stem.replace(".", "_")
-            dotted = (f"diffusion_model.{stem}", f"transformer.{stem}", f"base_model.model.{stem}", stem)
-            names |= dict.fromkeys((*dotted, f"lora_unet_{flat}", f"lora_transformer_{flat}", f"lycoris_{flat}"), key)
-    return names
 
 
 def _dtype(source: ModelFiles | str, device: torch.device) -> torch.dtype | None:

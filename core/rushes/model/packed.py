@@ -89,15 +89,31 @@ class _PackedLayer(nn.Module):
 
 
 class PackedLinear(_PackedLayer):
-    """torch's Linear with a packed weight."""
+    """torch's Linear with a packed weight, to which thin matrices or a difference may be added."""
+
+    up: Tensor | None
+    down: Tensor | None
+    diff: Tensor | None
 
     def __init__(self, weight: Packed, bias: nn.Parameter | None) -> None:
         super().__init__(weight)
         self.bias = bias
+        for name in ("up", "down", "diff"):
+            self.register_buffer(name, None, persistent=False)
+
+    def adapt(self, up: Tensor | None, down: Tensor | None, diff: Tensor | None) -> None:
+        """Work as if up [out, rank] @ down [rank, in] and diff [out, in] were added to the weight; None: nothing."""
+        self.up, self.down, self.diff = up, down, diff
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.packed.unpack(x.dtype), bias)
+        weight = self.packed.unpack(x.dtype)
+        if self.diff is not None:
+            weight += self.diff.to(x.dtype)
+        out = F.linear(x, weight, bias)
+        if self.up is None or self.down is None:
+            return out
+        return out + F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
 class PackedEmbedding(_PackedLayer):
