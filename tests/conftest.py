@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import json
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -212,9 +214,10 @@ def _write_tokenizer(path: Path) -> None:
 
 @pytest.fixture
 def tiny_wan(tmp_path: Path) -> Callable[..., Any]:
-    """tiny_wan(layout, family): random weights of a small Wan, written as its three files in one of the layouts that
-    are found on disk: "original", "comfy" or "diffusers". family: "2.1", or "2.2" for the one of 48 channels. Further
-    arguments: heads, text_width (of the encoder and of what reads it), spiece, and fields of the transformer.
+    """tiny_wan(layout, family): random weights of a small Wan, written as its files in one of the layouts that are
+    found on disk: "original", "comfy" or "diffusers". family: "2.1", or "2.2" for the one of 48 channels. Further
+    arguments: heads, text_width (of the encoder and of what reads it), spiece, names (the stems of one transformer or
+    of two experts), and fields of the transformer; with image_dim a CLIP tower is written too, of 5 tokens a picture.
 
     What comes back has .files (ModelFiles), .configs and .states, both by part, the states by our names.
     """
@@ -222,6 +225,7 @@ def tiny_wan(tmp_path: Path) -> Callable[..., Any]:
     from safetensors.torch import save_file
 
     from rushes.model import checkpoint
+    from rushes.model.clip import ClipVision, ClipVisionConfig
     from rushes.model.config import WAN21_VAE, WAN22_VAE, TransformerConfig
     from rushes.model.files import ModelFiles
     from rushes.model.text import TIED_EMBEDDING, TextConfig, TextEncoder
@@ -249,45 +253,144 @@ def tiny_wan(tmp_path: Path) -> Callable[..., Any]:
         },
     }
 
-    def write(layout: str = "comfy", family: str = "2.1", spiece: bytes = b"", **changes: Any) -> SimpleNamespace:
+    def write(
+        layout: str = "comfy",
+        family: str = "2.1",
+        spiece: bytes = b"",
+        names: tuple[str, ...] = ("tiny_transformer",),
+        **changes: Any,
+    ) -> SimpleNamespace:
         spiece = spiece or _spiece()
         published, base = (WAN21_VAE, 8) if family == "2.1" else (WAN22_VAE, 16)
         channels, heads, width = published.latent_channels, changes.pop("heads", 2), changes.pop("text_width", 24)
         shape: dict[str, Any] = {"dim": 24 * heads, "layers": 2, "ffn_dim": 56, "text_dim": width}
+        shape |= {"in_channels": channels, "out_channels": channels}
         rows = UnigramTokenizer.from_sentencepiece(spiece).vocab_size + 3
-        configs = {
-            "transformer": TransformerConfig(
-                heads=heads, in_channels=channels, out_channels=channels, **(shape | changes)
-            ),
-            "text": TextConfig(vocab_size=rows, dim=width, heads=2, layers=2, ffn_dim=40, head_dim=8),
-            "vae": dataclasses.replace(published, encoder_dim=base, decoder_dim=base),
-        }
-        kinds = {"transformer": Transformer, "text": TextEncoder, "vae": VideoVAE}
+        configs: dict[str, Any] = {"transformer": TransformerConfig(heads=heads, **(shape | changes))}
+        if len(names) > 1:
+            configs["transformer_low"] = configs["transformer"]
+        configs["text"] = TextConfig(vocab_size=rows, dim=width, heads=2, layers=2, ffn_dim=40, head_dim=8)
+        configs["vae"] = dataclasses.replace(published, encoder_dim=base, decoder_dim=base)
+        if (image_dim := changes.get("image_dim")) is not None:
+            configs["clip"] = ClipVisionConfig(image_dim, heads=2, layers=3, ffn_dim=40, image_size=28)
+        kinds = {"text": TextEncoder, "vae": VideoVAE, "clip": ClipVision}
         with torch.random.fork_rng():
             torch.manual_seed(21)
-            states = {part: kinds[part](config).state_dict() for part, config in configs.items()}
+            states = {part: kinds.get(part, Transformer)(config).state_dict() for part, config in configs.items()}
             for state in states.values():
                 for tensor in state.values():
                     if tensor.ndim == 1 or tensor.shape[1:].numel() == 1:  # gains and biases, away from 1 and 0
                         tensor.add_(0.2 * torch.randn_like(tensor))
         folder = tmp_path / f"{layout}_{family}_{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
+        stems = {"transformer": names[0], "transformer_low": names[-1]}
         paths = {}
         for part, state in states.items():
             kept = {name: t for name, t in state.items() if layout == "diffusers" or name != TIED_EMBEDDING}
-            theirs = renamers[layout][part](kept)
-            tensors = {theirs[name]: t.clone() for name, t in kept.items()}
+            renamer = same if part == "clip" else renamers[layout][part.removesuffix("_low")]
+            tensors = {renamer(kept)[name]: t.clone() for name, t in kept.items()}
             if part == "text" and layout == "comfy":
                 prefix = "text_encoders.umt5xxl.transformer."
                 tensors[f"{prefix}spiece_model"] = torch.frombuffer(bytearray(spiece), dtype=torch.uint8)
-            paths[part] = folder / f"tiny_{part}.safetensors"
-            metadata = {"config": json.dumps({"transformer": {"num_heads": heads}})} if part == "transformer" else None
+            paths[part] = folder / f"{stems.get(part, f'tiny_{part}')}.safetensors"
+            stated = {"transformer": heads, "transformer_low": heads, "clip": 2}.get(part)
+            metadata = {"config": json.dumps({"transformer": {"num_heads": stated}})} if stated else None
             save_file(tensors, paths[part], metadata=metadata)
         if layout != "comfy":
             _write_tokenizer(folder / "tokenizer.json")
         return SimpleNamespace(files=ModelFiles(**paths), configs=configs, states=states)
 
     return write
+
+
+@pytest.fixture
+def trained_spiece() -> bytes:
+    """A sentencepiece model of 200 pieces, trained on the spot."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    draw, buffer = random.Random(3), io.BytesIO()
+    words = "a red ball rolls to the right over wet sand while waves crash close-up ein Hund läuft 一只红色的球 café"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(draw.choices(words.split(), k=12)) for _ in range(400)]),
+        model_writer=buffer, vocab_size=200, hard_vocab_limit=False, model_type="unigram", minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def wan_pipeline(tmp_path: Path, trained_spiece: bytes) -> Callable[..., Any]:
+    """wan_pipeline(wan, "WanPipeline", shift): diffusers' own pipeline, filled by its own names of the same weights,
+    with transformers' tokenizer, encoder and CLIP, and UniPC with the shift. Further arguments are the pipeline's.
+    """
+
+    def build(wan: SimpleNamespace, name: str, shift: float = 5.0, **options: Any) -> Any:
+        diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+        from rushes.model.checkpoint import transformer_names_from_diffusers, vae_names_from_diffusers
+
+        config, vae, text = wan.configs["transformer"], wan.configs["vae"], wan.configs["text"]
+        shape: dict[str, Any] = {
+            "num_attention_heads": config.heads, "attention_head_dim": config.head_dim, "num_layers": config.layers,
+            "ffn_dim": config.ffn_dim, "in_channels": config.in_channels, "out_channels": config.out_channels,
+            "text_dim": config.text_dim,
+        }  # fmt: skip
+        kind = diffusers.WanTransformer3DModel
+        if config.vace_layers:
+            kind = diffusers.WanVACETransformer3DModel
+            shape |= {"vace_layers": list(config.vace_layers), "vace_in_channels": config.vace_in_channels}
+        elif config.image_dim is not None:
+            shape |= {"image_dim": config.image_dim, "added_kv_proj_dim": config.dim}
+            shape |= {"pos_embed_seq_len": config.image_positions} if config.image_positions else {}
+        channels = 3 * vae.patch_size**2
+        models = {
+            "transformer": kind(**shape),
+            "vae": diffusers.AutoencoderKLWan(
+                base_dim=vae.encoder_dim, decoder_base_dim=vae.decoder_dim, z_dim=vae.latent_channels,
+                latents_mean=list(vae.latents_mean), latents_std=list(vae.latents_std), is_residual=vae.shortcuts,
+                in_channels=channels, out_channels=channels, patch_size=vae.patch_size if vae.patch_size > 1 else None,
+                scale_factor_spatial=vae.spatial_factor,
+            ),
+            "text": transformers.UMT5EncoderModel(
+                transformers.UMT5Config(
+                    vocab_size=text.vocab_size, d_model=text.dim, d_kv=text.head_dim, d_ff=text.ffn_dim,
+                    num_layers=text.layers, num_heads=text.heads, feed_forward_proj="gated-gelu",
+                )
+            ),
+        }  # fmt: skip
+        if "transformer_low" in wan.states:
+            models["transformer_low"] = kind(**shape)
+        if (clip := wan.configs.get("clip")) is not None:
+            models["clip"] = transformers.CLIPVisionModel(
+                transformers.CLIPVisionConfig(
+                    hidden_size=clip.dim, intermediate_size=clip.ffn_dim, num_hidden_layers=clip.layers,
+                    num_attention_heads=clip.heads, image_size=clip.image_size, patch_size=clip.patch_size,
+                    hidden_act="gelu",
+                )
+            )  # fmt: skip
+        renames = {"vae": vae_names_from_diffusers, "text": dict, "clip": dict}
+        for part, model in models.items():
+            keys = {key: key for key in model.state_dict()}
+            found = renames.get(part, transformer_names_from_diffusers)(keys)
+            state = {key: wan.states[part][ours.removeprefix("vision_model.")] for key, ours in found.items()}
+            model.load_state_dict(state)
+            model.eval().requires_grad_(False)
+        (tmp_path / "spiece.model").write_bytes(trained_spiece)
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+        if "clip" in models:
+            options["image_encoder"] = models["clip"]
+        if "transformer_low" in models:
+            options["transformer_2"] = models["transformer_low"]
+        pipeline = getattr(diffusers, name)(
+            tokenizer=transformers.AutoTokenizer.from_pretrained(tmp_path), text_encoder=models["text"],
+            vae=models["vae"], transformer=models["transformer"],
+            scheduler=diffusers.UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+            ),
+            **options,
+        )  # fmt: skip
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return build
 
 
 @pytest.fixture(scope="session")

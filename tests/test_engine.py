@@ -82,13 +82,13 @@ def test_seed_prompt_and_negative_all_change_the_clip(engine: Engine) -> None:
 def test_the_first_noise_is_the_field_s(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.randn([1, C, T, h, w]) from a CPU generator with the seed, as diffusers and ComfyUI draw it."""
     seen: list[torch.Tensor] = []
-    forward = engine._transformer.forward
+    forward = engine._modules.transformer().forward
 
     def spy(latents: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         seen.append(latents.clone())
         return forward(latents, *args, **kwargs)
 
-    monkeypatch.setattr(engine._transformer, "forward", spy)
+    monkeypatch.setattr(engine._modules.transformer(), "forward", spy)
     engine.denoise(Shot(WORDS, frames=9, seed=11))
     generator = torch.Generator("cpu").manual_seed(11)
     expected = torch.randn([1, 4, 3, 2, 2], generator=generator, dtype=torch.float32)
@@ -118,7 +118,7 @@ def test_a_preview_comes_with_every_step(engine: Engine) -> None:
 def test_cancel_takes_hold_within_one_block(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the event is set inside block 0, block 1 never runs."""
     cancel, ran = threading.Event(), []
-    for i, block in enumerate(engine._transformer.blocks):
+    for i, block in enumerate(engine._modules.transformer().blocks):
         forward = block.forward
 
         def spy(*args: object, i: int = i, forward=forward) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -146,7 +146,7 @@ def test_cancel_stops_the_decoder_between_chunks(engine: Engine) -> None:
 def test_decoding_in_a_stream_equals_decoding_at_once(engine: Engine) -> None:
     """The chunks put together are the clip, frame by frame."""
     latents = engine.denoise(Shot(WORDS, frames=33, seed=3))
-    whole = engine._vae.decode(latents, chunk=1)
+    whole = engine._modules.vae.decode(latents, chunk=1)
     expected = ((whole[0] + 1) / 2).permute(1, 2, 3, 0).numpy()
     assert np.abs(np.concatenate(list(engine.decode(latents))) - expected).max() < 1e-5
 
@@ -176,7 +176,7 @@ def test_a_first_keyframe_is_held_bit_for_bit(engine: Engine, tmp_path: Path) ->
     from rushes.media import load_image
 
     picture = torch.from_numpy(load_image(image, (16, 16))).permute(2, 0, 1)[None, :, None] * 2 - 1
-    assert torch.equal(held[:, :, :1], engine._vae.encode(picture))
+    assert torch.equal(held[:, :, :1], engine._modules.vae.encode(picture))
     assert not torch.allclose(held[:, :, 1:], free[:, :, 1:])
 
 
@@ -304,7 +304,7 @@ def test_encode_is_the_way_back_into_model_space(engine: Engine, tiny_model: Pat
     """As the VAE encodes frames in [-1, 1], chunk by chunk or not."""
     frames = np.random.default_rng(8).random((9, 16, 32, 3), dtype=np.float32)
     card = read_card(tiny_model)
-    vae = read_modules(tiny_model, card, torch.device("cpu"), torch.float32)[1]
+    vae = read_modules(tiny_model, card, torch.device("cpu"), torch.float32).vae
     expected = vae.encode(torch.from_numpy(frames * 2 - 1).permute(3, 0, 1, 2)[None], chunk=2)
     torch.testing.assert_close(engine.encode(frames), expected, rtol=1e-5, atol=1e-5)
 
@@ -334,9 +334,8 @@ def test_a_keyframe_inside_the_clip_before_is_refused(engine: Engine, tmp_path: 
 def test_guidance_joins_what_it_would_ask_one_by_one(engine: Engine) -> None:
     """Both prompts in one batch, against two passes through the transformer, with a negative prompt that matters."""
     shot = Shot(WORDS, negative="ball", frames=5, steps=2, seed=9)
-    card, transformer = engine.card, engine._transformer
-    cond, uncond = engine._contexts(engine._features(engine.resolve(shot)))
-    assert uncond is not None
+    card, transformer = engine.card, engine._modules.transformer()
+    cond, uncond = (transformer.context(text, cache=True) for text in engine._features(engine.resolve(shot)))
     x, t = torch.randn(1, card.vae.latent_channels, 2, 2, 2), torch.full((1, 2), 700.0)
     both = transformer(x.repeat(2, 1, 1, 1, 1), t.repeat(2, 1), cond.join(uncond))
     apart = torch.cat([transformer(x, t, context) for context in (cond, uncond)])

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import random
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rushes import Engine, Keyframe, Shot
-from rushes.model.checkpoint import transformer_names_from_diffusers, vae_names_from_diffusers
 from rushes.model.text import TextEncoder
 from rushes.model.transformer import Control, Transformer
 from rushes.progress import Cancelled
@@ -51,75 +48,21 @@ def test_every_layout_gives_the_same_bits(tiny_wan: TinyWan, small: Shot, layout
     assert torch.equal(engine.denoise(small), other.denoise(small))
 
 
-def _spiece() -> bytes:
-    sentencepiece = pytest.importorskip("sentencepiece")
-    draw, buffer = random.Random(3), io.BytesIO()
-    words = f"{WORDS} over wet sand while waves crash, close-up; ein Hund läuft 一只红色的球 café".split()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(draw.choices(words, k=12)) for _ in range(400)]),
-        model_writer=buffer, vocab_size=200, hard_vocab_limit=False, model_type="unigram", minloglevel=2,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-    )  # fmt: skip
-    return buffer.getvalue()
-
-
-def _pipeline(wan: SimpleNamespace, spiece: bytes, shift: float, folder: Path) -> Any:
-    """diffusers' own, filled by its own names of the same weights, with transformers' tokenizer and encoder."""
-    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
-    config, vae, text = wan.configs["transformer"], wan.configs["vae"], wan.configs["text"]
-    theirs = diffusers.WanTransformer3DModel(
-        num_attention_heads=config.heads, attention_head_dim=config.head_dim, num_layers=config.layers,
-        ffn_dim=config.ffn_dim, in_channels=config.in_channels, out_channels=config.out_channels,
-        text_dim=config.text_dim,
-    )  # fmt: skip
-    channels = 3 * vae.patch_size**2
-    autoencoder = diffusers.AutoencoderKLWan(
-        base_dim=vae.encoder_dim, decoder_base_dim=vae.decoder_dim, z_dim=vae.latent_channels,
-        latents_mean=list(vae.latents_mean), latents_std=list(vae.latents_std), is_residual=vae.shortcuts,
-        in_channels=channels, out_channels=channels, patch_size=vae.patch_size if vae.patch_size > 1 else None,
-        scale_factor_spatial=vae.spatial_factor,
-    )  # fmt: skip
-    encoder = transformers.UMT5EncoderModel(
-        transformers.UMT5Config(
-            vocab_size=text.vocab_size, d_model=text.dim, d_kv=text.head_dim, d_ff=text.ffn_dim,
-            num_layers=text.layers, num_heads=text.heads, feed_forward_proj="gated-gelu",
-        )
-    )  # fmt: skip
-    for model, part, names in (
-        (theirs, "transformer", transformer_names_from_diffusers(theirs.state_dict())),
-        (autoencoder, "vae", vae_names_from_diffusers(autoencoder.state_dict())),
-        (encoder, "text", {name: name for name in encoder.state_dict()}),
-    ):
-        model.load_state_dict({name: wan.states[part][ours] for name, ours in names.items()})
-        model.eval().requires_grad_(False)
-    (folder / "spiece.model").write_bytes(spiece)
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
-    return diffusers.WanPipeline(
-        tokenizer=transformers.AutoTokenizer.from_pretrained(folder), text_encoder=encoder, vae=autoencoder,
-        transformer=theirs, expand_timesteps=vae.latent_channels == 48,
-        scheduler=diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-        ),
-    )  # fmt: skip
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize(("family", "layout"), [("2.1", "comfy"), ("2.1", "diffusers"), ("2.2", "original")])
 def test_a_shot_equals_diffusers_from_prompt_to_frames(
-    tiny_wan: TinyWan, tmp_path: Path, family: str, layout: str
+    tiny_wan: TinyWan, wan_pipeline: Callable[..., Any], trained_spiece: bytes, family: str, layout: str
 ) -> None:
     """The whole route on the same weights in float32: tokens, features, steps with guidance, and decoding."""
-    spiece = _spiece()
-    wan = tiny_wan(layout, family, spiece=spiece)
+    wan = tiny_wan(layout, family, spiece=trained_spiece)
     files = dataclasses.replace(wan.files, schedule="diffusers_unipc", shift=5.0)
-    pipeline = _pipeline(wan, spiece, 5.0, tmp_path)
+    pipeline = wan_pipeline(wan, "WanPipeline", expand_timesteps=family == "2.2")
     if layout != "comfy":
         pipeline.tokenizer.backend_tokenizer.save(str(files.text.with_name("tokenizer.json")))
     engine = Engine.load(files, device="cpu")
     shot = engine.resolve(
         Shot(f"{WORDS}, close-up café", negative="wet sand", size=(64, 32), frames=9, seed=6, steps=4, guidance=5.0)
     )
-    pipeline.set_progress_bar_config(disable=True)
     options = {
         "prompt": shot.prompt, "negative_prompt": shot.negative, "width": 64, "height": 32, "num_frames": 9,
         "num_inference_steps": 4, "guidance_scale": 5.0,
@@ -166,6 +109,7 @@ def test_weights_of_layers_are_reached_only_by_calling_them(tiny_wan: TinyWan, s
     operations: Any = SimpleNamespace(**{name: _armed(getattr(nn, name), calls, alarm) for name in names})
     files = tiny_wan().files
     engine = Engine.load(files, device="cpu", operations=operations)
+    assert len(dict(engine.parts)) == 3  # all are read
     alarm.append(True)
     latents = engine.denoise(small)
     ours = tuple(vars(operations).values())

@@ -24,7 +24,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x" * (MAX_PROMPT + 1)}, "prompt"),  # one too long
     ({"prompt": "a\0b"}, "prompt"),  # ends a C string in the middle
     ({"prompt": 7}, "prompt"),
-    ({"negative": None}, "negative"),
+    ({"negative": 3}, "negative"),
     ({"negative": "x" * (MAX_PROMPT + 1)}, "negative"),
     ({"size": (7, 64)}, "width"),
     ({"size": (64, 16385)}, "height"),
@@ -52,6 +52,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guidance": float("nan")}, "guidance"),
     ({"guidance": 101}, "guidance"),
     ({"guidance": "4"}, "guidance"),
+    ({"guidance": ()}, "guidance"),
+    ({"guidance": [4.0]}, "guidance"),
+    ({"guidance": (4.0, 3.0, 2.0)}, "guidance"),
+    ({"guidance": (4.0, -1)}, "guidance"),
+    ({"guidance": (True, 4.0)}, "guidance"),
     ({"model": ""}, "model"),
 ]
 
@@ -61,13 +66,13 @@ def _random_shot(dice: random.Random) -> Shot:
     maybe = dice.random
     return Shot(
         prompt=dice.choice(words),
-        negative=dice.choice(["", *words]),
+        negative=dice.choice([None, "", *words]),
         size=None if maybe() < 0.3 else (dice.randint(8, 16384), dice.randint(8, 16384)),
         frames=None if maybe() < 0.3 else dice.randint(1, 100_000),
         fps=None if maybe() < 0.3 else Fraction(dice.randint(1, 100), dice.choice([1, 1001, 3])),
         seed=dice.choice([0, MAX_SEED, dice.randint(0, MAX_SEED)]),
         steps=None if maybe() < 0.3 else dice.randint(1, 1000),
-        guidance=None if maybe() < 0.3 else dice.uniform(0, 100),
+        guidance=dice.choice([None, dice.uniform(0, 100), (dice.uniform(0, 100), dice.uniform(0, 100))]),
         model=dice.choice(["starter", "C:\\models\\größe.safetensors"]),
         keyframes=tuple(Keyframe(dice.randint(-9, 9), f"ü{i}.png", "ab" * 32) for i in range(dice.randint(0, 3))),
     )

@@ -2,7 +2,7 @@
 # Copyright Contributors to the Rushes project
 """Engine: from a shot to a clip. The only place that knows the whole route.
 
-prompt -> tokens -> text features; keyframes -> known latents; noise -> denoised latents; latents -> frames, streamed.
+prompt -> tokens -> text features; keyframes -> conditions; noise -> denoised latents; latents -> frames, streamed.
 Everything before the decoder is drawn and summed on fixed paths, so one shot gives the same bits on one machine.
 """
 
@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rushes.conditions import Conditioner
 from rushes.model import bundle, files
 from rushes.model.bundle import SHIPPED as SHIPPED
 from rushes.model.catalog import Model as Model
+from rushes.model.catalog import texts
 from rushes.model.files import FilesCard, ModelFiles
 from rushes.model.loading import Modules, text_dtype
 from rushes.model.memory import (
@@ -34,8 +36,6 @@ from rushes.model.memory import (
 )
 from rushes.model.operations import Operations
 from rushes.model.preview import SIDE, fit_preview
-from rushes.model.text import summarize
-from rushes.model.transformer import Context, Transformer
 from rushes.progress import (
     Cancel,
     Cancelled,
@@ -48,12 +48,12 @@ from rushes.progress import (
     Progress,
     Steps,
 )
-from rushes.sampling.guidance import classifier_free
-from rushes.sampling.known_frames import KnownFrames, hold, put_back
+from rushes.sampling.known_frames import hold, put_back
 from rushes.sampling.noise import initial_noise
 from rushes.sampling.schedules import schedule
 from rushes.sampling.solvers import euler, unipc
-from rushes.shot import Keyframe, Shot, ShotError
+from rushes.shot import Shot, ShotError
+from rushes.velocity import HIGH, LOW, GuidedVelocity
 
 SOLVERS = {"euler": euler, "unipc": unipc}
 
@@ -96,7 +96,8 @@ class Engine(Model):
         super().__init__(model.card, model.path, model._tokenizer)
         self.device, self.dtype = device, dtype
         self._decode_memory, self._prepare = decode_memory, prepare
-        self._transformer, self._vae, self._text = modules
+        self._modules = modules
+        self._conditioner = Conditioner(model.card, modules, self._ready, device, dtype)
         self._rough = torch.tensor(model.card.preview, dtype=torch.float32)  # [C + 1, 3]; empty until it is fitted
 
     @classmethod
@@ -109,14 +110,14 @@ class Engine(Model):
         operations: Operations | None = None,
         prepare: Prepare | None = None,
     ) -> Engine:
-        """Load a model: a name, a folder, or a .safetensors file of ours, or Wan's three files.
+        """Load a model: a name, a folder, or a .safetensors file of ours, or Wan's files.
 
         device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
         when None; under float16 the text is read in bfloat16. decode_memory: bytes that the decoder's activations may
         take; pictures that need more are decoded in blended tiles.
         For a host that manages memory: operations is the namespace (torch.nn when None) whose Linear, Conv3d and
-        Embedding the transformer and the text encoder are made of. prepare(part, bytes) is called before "text",
-        "transformer" or "vae" of `parts` works on the device, with the bytes of activations to expect; the weights are
+        Embedding the transformer and the text encoder are made of. prepare(part, bytes) is called before one of
+        `parts` works on the device, with the bytes of activations to expect; the weights are
         then loaded to the CPU and it is for the host to move them. Raises ShotError for a model or device that is not
         there.
         """
@@ -135,7 +136,7 @@ class Engine(Model):
     @property
     def parts(self) -> Mapping[str, nn.Module]:
         """The modules by the names that `prepare` is called with."""
-        return {"text": self._text, "transformer": self._transformer, "vae": self._vae}
+        return self._modules
 
     def generate(
         self,
@@ -149,7 +150,7 @@ class Engine(Model):
 
         The arguments are those of `denoise`.
         """
-        shot = self.resolve(shot)
+        shot = self.resolve(shot, continues=before is not None)
         latents = self.denoise(shot, on_progress, on_preview, cancel, before)
         frames = np.concatenate(list(self.decode(latents, on_progress, cancel)))
         return Clip(frames, shot, self.record(shot), latents)
@@ -172,7 +173,7 @@ class Engine(Model):
         the clip begins with; it goes on from there. on_state: gets, after each step, what `resume` takes to go on after
         an interruption; the shot must be the same. Raises Cancelled, ShotError.
         """
-        shot = self.resolve(shot)
+        shot = self.resolve(shot, continues=before is not None)
         assert shot.size is not None and shot.frames is not None and shot.steps is not None
         tell = on_progress or (lambda progress: None)
         tell(Progress("text", 0, 1))
@@ -184,21 +185,22 @@ class Engine(Model):
         height, width = shot.size[1] // factor, shot.size[0] // factor
         frames = self.card.vae.latent_frames(shot.frames)
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
-        known = self._known(shot, noise, before, tell)
-        self._ready("transformer", self._denoise_bytes(noise, len(features)))
-        cond, uncond = self._contexts(features)
-        predict = _Predict(self._transformer, cancel)
-        velocity = classifier_free(predict, cond, uncond, shot.guidance or 0.0, join=Context.join)
-        plan = schedule(self.card.defaults.schedule, shot.steps, self.card.defaults.shift)
+        given = self._conditioner.read(shot, before, tell)
+        memory = self._denoise_bytes(noise, len(features))
+        velocity = GuidedVelocity(
+            self._modules, features, given, shot.guidance_pair, self.card.boundary,
+            lambda part: self._enter(part, memory), cancel,
+        )  # fmt: skip
+        plan = schedule(self.card.defaults.schedule, shot.steps, self.card.shift(shot.size))
         at = resume or Denoising(0, noise, ())
         if at.latents.shape != noise.shape or at.step > shot.steps:
             raise ShotError(f"resume: got step {at.step} of latents {list(at.latents.shape)}; they are of another shot")
         x, *history = (t.to(self.device) for t in (at.latents, *at.history))
         callback = Steps(tell, on_preview, cancel, self.preview, on_state, at.step, history)
         solver = SOLVERS[self.card.defaults.solver]
-        step = velocity if known is None else hold(velocity, known)
+        step = velocity if given.known is None else hold(velocity, given.known)
         latents = solver(step, x, plan, callback=callback, start=at.step, history=history)
-        return (latents if known is None else put_back(latents, known)).float().cpu()
+        return (latents if given.known is None else put_back(latents, given.known)).float().cpu()
 
     @torch.inference_mode()
     def encode(self, frames: Frames) -> Tensor:
@@ -212,7 +214,7 @@ class Engine(Model):
         self.card.allowed_size((frames.shape[2], frames.shape[1]), fit=False)
         self._ready_to_encode(frames.shape[1], frames.shape[2])
         video = torch.from_numpy(frames).to(self.device, self.dtype)
-        return self._vae.encode((video * 2 - 1).permute(3, 0, 1, 2)[None]).float().cpu()
+        return self._modules.vae.encode((video * 2 - 1).permute(3, 0, 1, 2)[None]).float().cpu()
 
     @torch.inference_mode()
     def decode(
@@ -227,7 +229,7 @@ class Engine(Model):
         latents = latents.to(self.device, self.dtype)
         total = self.card.vae.frames(latents.shape[2])
         done, started = 0, time.perf_counter()
-        for part in self._vae.stream_decode(latents, *plan):
+        for part in self._modules.vae.stream_decode(latents, *plan):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled while decoding")
             frames = ((part[0].float() + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0)  # [n, H, W, 3]
@@ -246,75 +248,34 @@ class Engine(Model):
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Latents [1, C, T, h, w] in model space from the VAE's own numbers, which other programs pass on."""
-        return self._vae.scaled(latents.float())
+        return self._modules.vae.scaled(latents.float())
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """The inverse of `scaled`."""
-        return self._vae.unscaled(latents.float())
+        return self._modules.vae.unscaled(latents.float())
 
     def _features(self, shot: Shot) -> list[Tensor]:
         """Of the prompt and, where guidance is on, of the negative prompt: [1, text_len, text_dim] each."""
-        texts = {"prompt": shot.prompt}
-        if (shot.guidance or 0.0) > 1:
-            texts["negative"] = shot.negative
+        asked = {name: text for name, text in texts(shot).items() if name == "prompt" or shot.is_guided}
         rows = self.card.transformer.text_len
         self._ready("text", text_bytes(self.card.text, rows, text_dtype(self.dtype).itemsize))
         return [
-            self._text.encode([self._tokens(name, text)], rows, self.device).to(self.dtype)
-            for name, text in texts.items()
+            self._modules.text.encode([self._tokens(name, text)], rows, self.device).to(self.dtype)
+            for name, text in asked.items()
         ]
 
-    def _contexts(self, features: list[Tensor]) -> tuple[Context, Context | None]:
-        """Embedded prompt and negative prompt; None instead of the second when guidance is off."""
-        pools = self.card.transformer.pooled_dim
-        cond, *uncond = (
-            self._transformer.context(text, cache=True, pooled=summarize(text) if pools else None) for text in features
-        )
-        return cond, uncond[0] if uncond else None
-
-    def _known(self, shot: Shot, noise: Tensor, before: Tensor | None, tell: OnProgress) -> KnownFrames | None:
-        """What is given, as clean latent frames: the clip before, then keyframes; None without any."""
-        if before is None and not shot.keyframes:
-            return None
-        latents = torch.zeros_like(noise)
-        mask = torch.zeros(noise.shape[2], dtype=torch.bool)
-        if before is not None:
-            start = self._start(before, noise)
-            latents[:, :, : start.shape[2]] = start
-            mask[: start.shape[2]] = True
-        for i, keyframe in enumerate(shot.keyframes):
-            tell(Progress("keyframes", i, len(shot.keyframes)))
-            at = self._latent_of(keyframe.frame)
-            if mask[at]:
-                raise ShotError(f"keyframe: got frame {keyframe.frame}; the clip before already gives that part")
-            latents[:, :, at : at + 1] = self._keyframe(keyframe, shot, first=at == 0)
-            mask[at] = True
-            tell(Progress("keyframes", i + 1, len(shot.keyframes)))
-        return KnownFrames(latents, mask)
-
-    def _keyframe(self, keyframe: Keyframe, shot: Shot, first: bool) -> Tensor:
-        from rushes.media import load_image
-
-        assert shot.size is not None
-        picture = torch.from_numpy(load_image(keyframe.image, shot.size)).permute(2, 0, 1)  # [3, H, W]
-        self._ready_to_encode(shot.size[1], shot.size[0])
-        picture = (picture * 2 - 1).to(self.device, self.dtype)[None]
-        return self._vae.encode_keyframe(picture, first=first).float()  # [1, C, 1, h, w]
-
-    @staticmethod
-    def _start(before: Tensor, noise: Tensor) -> Tensor:
-        B, C, T, h, w = noise.shape
-        if before.ndim != 5 or before.shape[:2] != (B, C) or before.shape[3:] != (h, w) or before.shape[2] >= T:
-            allowed = f"[{B}, {C}, up to {T - 1}, {h}, {w}]"
-            raise ShotError(f"before: got latents {list(before.shape)}; {allowed} is allowed with this clip")
-        return before.to(noise)
+    def _enter(self, part: str, memory: int) -> None:
+        """A transformer is about to work, which needs so many bytes: of two experts the other one goes first."""
+        if self._prepare is None and self.card.boundary is not None:
+            self._modules.release(LOW if part == HIGH else HIGH)
+        self._ready(part, memory)
 
     def _fit_preview(self) -> None:
         if not len(self._rough):
             side = SIDE * self.card.vae.spatial_factor
             self._ready_to_encode(side, side)
             with torch.inference_mode():
-                self._rough = fit_preview(self._vae, self.device, self.dtype)
+                self._rough = fit_preview(self._modules.vae, self.device, self.dtype)
 
     def _ready(self, part: str, memory: int) -> None:
         if self._prepare is not None:
@@ -332,20 +293,6 @@ class Engine(Model):
     def _decode_plan(self, latents: Tensor) -> DecodePlan:
         T, h, w = latents.shape[2:]
         return decode_plan(self.card.vae, T, h, w, self.dtype.itemsize, self._decode_memory)
-
-
-class _Predict:
-    """The transformer as the sampler calls it; looks at the cancel event before every block."""
-
-    def __init__(self, transformer: Transformer, cancel: Cancel | None) -> None:
-        self._transformer, self._cancel = transformer, cancel
-
-    def __call__(self, x: Tensor, timesteps: Tensor, context: Context) -> Tensor:
-        return self._transformer(x, timesteps, context, on_block=self._check)
-
-    def _check(self, block: int) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            raise Cancelled("cancelled while denoising")
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

@@ -67,25 +67,27 @@ class Shot:
     """One request for a clip. `None` means the model's own default, filled in by `Engine.resolve`.
 
     prompt, negative: text; size: (width, height) in pixels; frames: number of frames; fps: exact frame rate;
-    seed: 0 ... 2^63 - 1; steps: denoising steps; guidance: classifier-free guidance, 1 or less turns it off;
+    seed: 0 ... 2^63 - 1; steps: denoising steps; guidance: classifier-free guidance, 1 or less turns it off, or a pair
+    of them for the high-noise and the low-noise expert of a model that has two;
     model: a name, folder or .safetensors file; keyframes: pictures the shot must pass through.
     Raises ShotError for a value that no model allows; what one model allows is checked by `Engine.resolve`.
     """
 
     prompt: str
-    negative: str = ""
+    negative: str | None = None
     size: tuple[int, int] | None = None
     frames: int | None = None
     fps: Fraction | None = None
     seed: int = 0
     steps: int | None = None
-    guidance: float | None = None
+    guidance: float | tuple[float, float] | None = None
     model: str = "starter"
     keyframes: tuple[Keyframe, ...] = ()
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt, may_be_empty=False)
-        _check_text("negative", self.negative, may_be_empty=True)
+        if self.negative is not None:
+            _check_text("negative", self.negative, may_be_empty=True)
         if self.size is not None:
             object.__setattr__(self, "size", _checked_size(self.size))
         if self.frames is not None:
@@ -101,6 +103,16 @@ class Shot:
             raise ShotError(f"model: got {self.model!r}; a name, a folder or a .safetensors file is allowed")
         object.__setattr__(self, "keyframes", tuple(self.keyframes))
 
+    @property
+    def guidance_pair(self) -> tuple[float, float]:
+        """Guidance of the high-noise and the low-noise expert; twice the same for one number, 0 for none."""
+        return self.guidance if isinstance(self.guidance, tuple) else (self.guidance or 0.0,) * 2
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative prompt counts, anywhere."""
+        return max(self.guidance_pair) > 1
+
     def replace(self, **changes: Any) -> Shot:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
@@ -110,6 +122,7 @@ class Shot:
         fields = dataclasses.asdict(self)
         fields["fps"] = None if self.fps is None else str(self.fps)
         fields["size"] = None if self.size is None else list(self.size)
+        fields["guidance"] = list(self.guidance) if isinstance(self.guidance, tuple) else self.guidance
         fields["keyframes"] = [dataclasses.asdict(keyframe) for keyframe in self.keyframes]
         return {"version": RECORD_VERSION, **fields}
 
@@ -202,7 +215,26 @@ def _checked_size(size: object) -> tuple[int, int]:
     return (size[0], size[1])
 
 
-def _checked_guidance(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        raise ShotError(f"guidance: got {value!r}; a number from 0 to 100 is allowed (1 or less turns it off)")
-    return float(value)
+def _checked_guidance(value: object) -> float | tuple[float, float]:
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    good = all(isinstance(one, (int, float)) and not isinstance(one, bool) and 0 <= one <= 100 for one in values)
+    if not good or len(values) not in (1, 2) or (len(values) == 1 and values is value):
+        raise ShotError(
+            f"guidance: got {value!r}; a number from 0 to 100 is allowed (1 or less turns it off), or two of them for "
+            "the high-noise and the low-noise expert"
+        )
+    return float(value) if isinstance(value, (int, float)) else (float(values[0]), float(values[1]))
+
+
+def parse_guidance(text: str) -> float | tuple[float, float]:
+    """A number, or HIGH,LOW for a model of two experts; their range is Shot's to check. Raises ShotError."""
+    try:
+        high, comma, low = text.partition(",")
+        return (float(high), float(low)) if comma else float(high)
+    except ValueError:
+        raise ShotError(f"guidance: got {text!r}; a number, or two as in 4,3, is allowed") from None
+
+
+def format_guidance(guidance: float | tuple[float, float]) -> str:
+    """As the command line takes it: "5", or "4,3"."""
+    return ",".join(f"{one:g}" for one in (guidance if isinstance(guidance, tuple) else (guidance,)))

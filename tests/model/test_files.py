@@ -26,6 +26,7 @@ from rushes.model import config as presets
 from rushes.model.bundle import bundle_path, read_card
 from rushes.model.bundle import read_modules as read_bundle
 from rushes.model.catalog import Model
+from rushes.model.experts import level
 from rushes.model.files import ModelFiles, files_card, read_modules
 from rushes.model.preview import fit_preview
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, UMT5_XXL
@@ -98,21 +99,12 @@ def test_published_models_are_known_with_their_settings(
 @pytest.mark.parametrize(
     ("name", "stem", "words"),
     [
-        ("original.wan21_i2v_14b", "wan2.1_i2v_480p_14B_fp16", "an image-to-video model"),
-        ("original.wan22_i2v_a14b", "i2v", r"an image-to-video model \(36 input channels\)"),
-        ("original.wan21_flf2v_14b", "wan2.1_flf2v_720p_14B_fp16", "a first-and-last-frame model"),
-        ("original.wan21_vace_1.3b", "wan2.1_vace_1.3B_fp16", "a VACE model"),
-        ("diffusers.wan21_vace_1.3b", "diffusion_pytorch_model", "a VACE model"),
-        ("original.wan22_t2v_a14b", "wan2.2_t2v_high_noise_14B_fp16", "one of Wan 2.2's two experts, by its name"),
-        ("original.wan22_t2v_a14b", "Wan2_2-T2V-A14B-LOW_bf16", "one of Wan 2.2's two experts, by its name"),
-        ("original.wan22_t2v_a14b", "Wan2.2-T2V-14B-LowNoise", "one of Wan 2.2's two experts, by its name"),
-        ("original.wan22_t2v_a14b", "wan2.2_t2v_14B_high", "one of Wan 2.2's two experts, by its name"),
         ("original.wan21_vae", "wan_2.1_vae", "it holds a VAE"),
         ("transformers.umt5_xxl_encoder", "umt5_xxl_fp16", "it holds a text encoder"),
         ("transformers.clip_vit_h14_vision", "clip_vision_h", "it holds a CLIP vision tower"),
     ],
 )
-def test_other_transformers_are_refused_by_what_they_are(
+def test_other_parts_are_refused_by_what_they_are(
     shelf: Callable[..., ModelFiles], tmp_path: Path, name: str, stem: str, words: str
 ) -> None:
     """The argument, the file, what it is, and which file is expected."""
@@ -121,6 +113,106 @@ def test_other_transformers_are_refused_by_what_they_are(
         files_card(files)
     assert str(caught.value).startswith(f"transformer: got {stem}.safetensors; it ")
     assert str(caught.value).endswith("such as wan2.1_t2v_1.3B_fp16.safetensors is expected")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "other"),
+    [
+        ("wan22_t2v_a14b", "wan2.2_t2v_high_noise_14B_fp16", "wan2.2_t2v_low_noise_14B_fp16.safetensors"),
+        ("wan22_t2v_a14b", "Wan2_2-T2V-A14B-LOW_bf16", "Wan2_2-T2V-A14B-HIGH_bf16.safetensors"),
+        ("wan22_t2v_a14b", "Wan2.2-T2V-14B-LowNoise", "Wan2.2-T2V-14B-HighNoise.safetensors"),
+        ("wan22_t2v_a14b", "wan2.2_t2v_14B_high", "wan2.2_t2v_14B_low.safetensors"),
+        ("wan22_t2v_a14b", "Wan2.2-T2V-A14B", "the other expert's file"),
+        ("wan22_i2v_a14b", "i2v", "the other expert's file"),  # by its shapes
+    ],
+)
+def test_one_expert_alone_is_refused_with_the_name_of_the_other(
+    shelf: Callable[..., ModelFiles], name: str, stem: str, other: str
+) -> None:
+    """By its name, or by shapes that only a model of two experts has."""
+    with pytest.raises(ShotError) as caught:
+        files_card(shelf(name, stem))
+    assert str(caught.value).startswith(f"transformer: got {stem}.safetensors alone, ") and other in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["wan22_t2v_a14b", "wan22_i2v_a14b"])
+def test_two_experts_are_one_model(shelf: Callable[..., ModelFiles], tmp_path: Path, name: str) -> None:
+    """With Wan's settings for the pair; swapped, twice the same, and one of another model are refused."""
+    high, low = f"{name}_high_noise", f"{name}_low_noise"
+    files = dataclasses.replace(shelf(name, high), transformer_low=published(tmp_path, f"original.{name}", low))
+    card = files_card(files)
+    is_image = name == "wan22_i2v_a14b"
+    assert card.boundary == (0.9 if is_image else 0.875)
+    assert card.defaults.guidance == ((3.5, 3.5) if is_image else (4.0, 3.0))
+    assert (card.defaults.steps, card.defaults.shift, card.trained_frames) == (40, 5.0 if is_image else 12.0, 81)
+    assert card.parts == ("transformer", "transformer_low", "text", "vae")
+    assert files.transformer_low is not None
+    other = published(tmp_path, "original.wan21_vace_14b", "another")
+    for changes, words in (
+        ({"transformer": files.transformer_low, "transformer_low": files.transformer}, "by their names are the other"),
+        ({"transformer_low": files.transformer}, "by their names are the other way round"),
+        ({"transformer_low": other}, "which has other tensors than"),
+    ):
+        with pytest.raises(ShotError, match=words):
+            files_card(dataclasses.replace(files, **changes))
+    alone = shelf("wan21_t2v_14b", "plain")
+    with pytest.raises(ShotError, match=r"^transformer_low: got plain\.safetensors as both experts"):
+        files_card(dataclasses.replace(alone, transformer_low=alone.transformer))
+
+
+def test_folders_tell_experts_too(tmp_path: Path) -> None:
+    """As Wan's own folders and diffusers' are called, where the files' names say nothing."""
+    stem = "diffusion_pytorch_model.safetensors"
+    assert level(tmp_path / "high_noise_model" / stem) == "high"
+    assert level(tmp_path / "low_noise_model" / stem) == level(tmp_path / "transformer_2" / stem) == "low"
+    assert level(tmp_path / "transformer" / stem) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "settings"),
+    [
+        ("wan21_i2v_14b", presets.WAN21_I2V_14B, ((832, 480), 40, 5.0, 3.0)),
+        ("wan21_flf2v_14b", presets.WAN21_FLF2V_14B, ((1280, 720), 50, 5.5, 16.0)),
+        ("wan21_vace_1.3b", presets.WAN21_VACE_1_3B, ((832, 480), 50, 5.0, 16.0)),
+        ("wan21_vace_14b", presets.WAN21_VACE_14B, ((832, 480), 50, 5.0, 16.0)),
+    ],
+)
+def test_other_forms_are_known_with_their_settings(
+    shelf: Callable[..., ModelFiles], tmp_path: Path, name: str, config: Any, settings: Any
+) -> None:
+    """Image-to-video wants CLIP's tower, whose place is named where it is missing; its shift goes by the size."""
+    files = shelf(name)
+    if config.image_dim is not None:
+        with pytest.raises(ShotError, match=r"^clip: none is given, and .* needs one; .* such as clip_vision_h\.safe"):
+            files_card(files)
+        with pytest.raises(ShotError, match=r"^clip: got wan21_vae\.safetensors; it holds a VAE; CLIP's ViT-H/14"):
+            files_card(dataclasses.replace(files, clip=files.vae))
+        files = dataclasses.replace(
+            files, clip=published(tmp_path, "transformers.clip_vit_h14_vision", "clip_vision_h")
+        )
+    card = files_card(files)
+    assert card.transformer == config
+    found = card.defaults
+    assert (found.size, found.steps, found.guidance, card.shift(found.size)) == settings
+    assert (found.schedule, found.solver, found.frames, found.rate) == ("wan_unipc", "unipc", 81, 16)
+    assert found.negative.startswith("色调艳丽，过曝") and found.negative.endswith("倒着走")
+
+
+def test_a_720p_image_model_starts_large_with_a_higher_shift(shelf: Callable[..., ModelFiles], tmp_path: Path) -> None:
+    """480p and 720p files have the same shapes; Wan sets the shift by the size of the clip."""
+    files = shelf("wan21_i2v_14b", "wan2.1_i2v_720p_14B_fp16")
+    card = files_card(dataclasses.replace(files, clip=published(tmp_path, "transformers.clip_vit_h14_vision", "clip")))
+    assert card.defaults.size == (1280, 720)
+    assert [card.shift(size) for size in ((832, 480), (480, 832), (1280, 720))] == [3.0, 3.0, 5.0]
+    assert dataclasses.replace(card, files=dataclasses.replace(files, shift=2.0)).shift((832, 480)) == 2.0
+
+
+def test_a_clip_tower_where_none_is_read_is_refused(shelf: Callable[..., ModelFiles], tmp_path: Path) -> None:
+    files = dataclasses.replace(
+        shelf("wan21_t2v_1.3b"), clip=published(tmp_path, "transformers.clip_vit_h14_vision", "clip_vision_h")
+    )
+    with pytest.raises(ShotError, match=r"^clip: got clip_vision_h\.safetensors; .* reads no CLIP tokens, leave"):
+        files_card(files)
 
 
 @pytest.mark.parametrize("stem", ["wan2.1_t2v_14B_highres", "slow_low_vram_t2v_14B", "wan2.2_ti2v_5B_slow"])
@@ -324,7 +416,7 @@ def test_every_layout_is_the_same_model(tiny_wan: TinyWan, layout: str) -> None:
     wan = tiny_wan(layout)
     card = files_card(wan.files)
     assert {"transformer": card.transformer, "text": card.text, "vae": card.vae} == wan.configs
-    for part, module in read_modules(card, CPU, torch.float32)._asdict().items():
+    for part, module in read_modules(card, CPU, torch.float32).items():
         state = module.state_dict()
         assert state.keys() == wan.states[part].keys()
         assert all(torch.equal(state[name], t) for name, t in wan.states[part].items())
@@ -344,7 +436,7 @@ def test_pth_files_and_one_file_of_all_parts_are_read(tiny_wan: TinyWan, tmp_pat
     for files in (together, dataclasses.replace(wan.files, **pickles)):
         card = files_card(files)
         assert card.tokenizer().encode("a red ball")[0][-1] == 1
-        for part, module in read_modules(card, CPU, torch.float32)._asdict().items():
+        for part, module in read_modules(card, CPU, torch.float32).items():
             assert all(torch.equal(module.state_dict()[name], t) for name, t in wan.states[part].items())
 
 
@@ -364,10 +456,10 @@ def test_the_shared_embedding_is_read_once(tiny_wan: TinyWan, monkeypatch: pytes
 def test_weights_of_the_right_type_stay_in_the_mapped_file(tiny_wan: TinyWan) -> None:
     """Nothing is copied on the CPU: 28 GB open in no time, and the system may drop what is not used."""
     files = tiny_wan().files
-    modules = read_modules(files_card(files), CPU, torch.float32)
+    modules = dict(read_modules(files_card(files), CPU, torch.float32))
     mapped = [line.split(" ", 1)[0] for line in Path("/proc/self/maps").read_text().splitlines() if "/tiny_" in line]
     ranges = [tuple(int(end, 16) for end in line.split("-")) for line in mapped]
-    for module in modules:
+    for module in modules.values():
         for parameter in module.parameters():
             assert any(low <= parameter.data_ptr() < high for low, high in ranges)
 

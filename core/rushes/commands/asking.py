@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from rushes.commands import making
-from rushes.commands.options import Command, check_text, parse_float, parse_int, parse_keyframe, parse_model
-from rushes.shot import Shot, ShotError, parse_fps, parse_size
+from rushes.commands.options import Command, check_text, parse_int, parse_keyframe, parse_model
+from rushes.shot import Shot, ShotError, parse_fps, parse_guidance, parse_size
 
 
 def shot_options(command: Command) -> Command:
@@ -27,7 +27,11 @@ def shot_options(command: Command) -> Command:
         click.option("--fps", metavar="F", help="Frame rate: 24, 23.976, 24000/1001 ..."),
         click.option("--seed", metavar="S", help="Same seed, same shot: same frames (default 0)."),
         click.option("--steps", metavar="N", help="Denoising steps."),
-        click.option("--guidance", metavar="G", help="How strictly the prompt is followed; 1 or less turns it off."),
+        click.option(
+            "--guidance",
+            metavar="G",
+            help="How strictly the prompt is followed; 1 or less turns it off. HIGH,LOW for a model of two experts.",
+        ),
         click.option("--negative", metavar="TEXT", help="What must not be seen."),
         click.option(
             "--keyframe",
@@ -74,7 +78,7 @@ def _read_changes(options: Mapping[str, Any]) -> dict[str, Any]:
         "fps": parse_fps,
         "seed": lambda text: parse_int("seed", text),
         "steps": lambda text: parse_int("steps", text),
-        "guidance": lambda text: parse_float("guidance", text),
+        "guidance": parse_guidance,
     }
     changes = {name: read(options[name]) for name, read in readers.items() if options[name] is not None}
     if options["keyframes"]:

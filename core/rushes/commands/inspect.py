@@ -12,7 +12,7 @@ import click
 
 from rushes.commands.making import model_of
 from rushes.commands.reporting import format_fps
-from rushes.shot import Shot
+from rushes.shot import Shot, format_guidance
 
 
 @click.command()
@@ -38,13 +38,13 @@ def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = model_of(record)
     rows = [
         ("prompt", shot.prompt),
-        ("negative", shot.negative),
+        ("negative", shot.negative or ""),
         ("size", "" if shot.size is None else f"{shot.size[0]}x{shot.size[1]}"),
         ("frames", "" if shot.frames is None else str(shot.frames)),
         ("fps", "" if shot.fps is None else f"{format_fps(shot.fps)} ({shot.fps})"),
         ("seed", str(shot.seed)),
         ("steps", "" if shot.steps is None else str(shot.steps)),
-        ("guidance", "" if shot.guidance is None else f"{shot.guidance:g}"),
+        ("guidance", "" if shot.guidance is None else format_guidance(shot.guidance)),
         *((f"keyframe {keyframe.frame}", keyframe.image) for keyframe in shot.keyframes),
         ("model", f"{model.get('name', shot.model)} (SHA-256 {model.get('sha256', 'unknown')})"),
         ("unknown words", ", ".join(record.get("unknown_words") or [])),

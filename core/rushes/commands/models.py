@@ -12,6 +12,7 @@ import click
 
 from rushes.commands.options import check_text
 from rushes.commands.reporting import format_fps
+from rushes.shot import format_guidance
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,10 +57,8 @@ def show(name: str, as_json: bool) -> None:
         ("file", f"{path}, {path.stat().st_size / 1e6:.1f} MB"),
         ("SHA-256", facts["sha256"]),
         ("default", _summary(card)),
-        (
-            "guidance",
-            f"{card.defaults.guidance:g}, schedule {card.defaults.schedule}, solver {card.defaults.solver}",
-        ),
+        ("guidance", format_guidance(card.defaults.guidance)),
+        ("schedule", f"{card.defaults.schedule}, shift {card.defaults.shift:g}, solver {card.defaults.solver}"),
         ("size", f"multiples of {card.pixel_step}, up to {card.max_pixels} pixels in area"),
         (
             "frames",

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rushes.model.clip import ClipVisionConfig
 from rushes.model.config import TransformerConfig, VAEConfig
 from rushes.model.loading import Modules, load_modules
 from rushes.model.operations import Operations
@@ -38,16 +39,20 @@ SHIPPED = {"starter": "starter/weights/starter.safetensors"}  # name -> file ins
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a shot gets where it does not say. size: (width, height); shift: see `sampling.schedules`."""
+    """What a shot gets where it does not say. size: (width, height); shift: see `sampling.schedules`.
+
+    guidance: one number, or those of the high-noise and the low-noise expert. negative: the negative prompt.
+    """
 
     size: tuple[int, int]
     frames: int
     fps: str
     steps: int
-    guidance: float
+    guidance: float | tuple[float, float]
     shift: float
     schedule: str = "simple"
     solver: str = "unipc"
+    negative: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
@@ -85,6 +90,8 @@ class Card:
     def from_json(cls, text: str) -> Card:
         """Raises KeyError, TypeError or ValueError for text that is not a card of this version."""
         values = json.loads(text)
+        guidance = values["defaults"]["guidance"]
+        values["defaults"]["guidance"] = tuple(guidance) if isinstance(guidance, list) else guidance
         if values.pop("version") > CARD_VERSION:
             raise ValueError("it was made by a newer Rushes")
         return cls(
@@ -107,9 +114,34 @@ class Card:
         """The files that its weights are in, by part; path: that of the bundle."""
         return {"model": path}
 
-    def details(self, digests: Mapping[str, str]) -> dict[str, Any]:
+    def details(self, digests: Mapping[str, str], size: tuple[int, int]) -> dict[str, Any]:
         """What a record says of the model beside its name and digest. digests: SHA-256 of each of `paths`."""
         return {}
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its modules, see `loading.Modules`."""
+        return ("text", "transformer", "vae")
+
+    @property
+    def vision(self) -> ClipVisionConfig | None:
+        """Shape of the tower that reads pictures for the transformer; None without one."""
+        return None
+
+    @property
+    def boundary(self) -> float | None:
+        """The sigma from which on the high-noise expert works, the low-noise one below; None for one transformer."""
+        return None
+
+    def shift(self, size: tuple[int, int]) -> float:
+        """The shift of the schedule for clips of (width, height)."""
+        return self.defaults.shift
+
+    def check_keyframes(self, at: Sequence[int], frames: int, is_given: bool) -> None:
+        """Raise ShotError where it cannot take pictures at these frames of a clip of so many, or lacks some.
+
+        is_given: the clip goes on from another one.
+        """
 
     @property
     def trained_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -210,7 +242,10 @@ def read_modules(
     def refuse(part: str, reason: str) -> ShotError:
         return ShotError(f"model: the {part} in {path} does not fit its card ({reason}); get the file again")
 
-    return load_modules(card, lambda part: weights.pop(part, {}), refuse, device, dtype, operations)
+    modules = load_modules(card, lambda part: weights.pop(part, {}), refuse, device, dtype, operations)
+    for part in modules:
+        modules[part]  # all of it now: the file is small, and its tensors are held in `weights` until then
+    return modules
 
 
 def write_bundle(path: Path, card: Card, parts: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -13,7 +13,7 @@ from rushes.model.bundle import Card, bundle_path, digest, joint_digest, read_ca
 from rushes.model.files import FilesCard, ModelFiles, files_card
 from rushes.model.memory import DECODE_BYTES, transformer_bytes
 from rushes.model.tokenizer import Tokenizer
-from rushes.shot import TRAINED_MEDIA, Keyframe, Shot, ShotError
+from rushes.shot import TRAINED_MEDIA, Keyframe, Shot, ShotError, format_guidance
 
 
 class Work(NamedTuple):
@@ -41,38 +41,46 @@ class Model:
         path = bundle_path(model)
         return Model(read_card(path), path)
 
-    def resolve(self, shot: Shot, fit: bool = False) -> Shot:
+    def resolve(self, shot: Shot, fit: bool = False, continues: bool = False) -> Shot:
         """The shot with the model's defaults filled in, checked against the model.
 
-        fit: take the nearest allowed size and number of frames instead of refusing. Raises ShotError.
+        fit: take the nearest allowed size and number of frames instead of refusing. continues: it goes on from a clip
+        before, which an image-to-video model then needs no first picture for. Raises ShotError.
         """
         defaults = self.card.defaults
+        if isinstance(shot.guidance, tuple) and self.card.boundary is None:
+            got = format_guidance(shot.guidance)
+            raise ShotError(f"guidance: got {got}; {self.card.name} has one transformer and takes one number")
+        shot = shot.replace(negative=defaults.negative if shot.negative is None else shot.negative)
         size = self.card.allowed_size(shot.size or defaults.size, fit)
         frames = self.card.allowed_frames(shot.frames or defaults.frames, fit)
-        for name, text in (("prompt", shot.prompt), ("negative", shot.negative)):
+        for name, text in texts(shot).items():
             self._tokens(name, text)
+        keyframes = self._keyframes(shot.keyframes, frames)
+        self.card.check_keyframes([keyframe.frame for keyframe in keyframes], frames, continues)
         return shot.replace(
             size=size,
             frames=frames,
             fps=shot.fps or defaults.rate,
             steps=shot.steps or defaults.steps,
             guidance=defaults.guidance if shot.guidance is None else shot.guidance,
-            keyframes=self._keyframes(shot.keyframes, frames),
+            keyframes=keyframes,
             model=self.card.name if isinstance(self.card, FilesCard) else shot.model,
         )
 
     def record(self, shot: Shot) -> dict[str, Any]:
         """What every output carries: the whole shot, the model's digest, and the words that it does not know."""
+        size = shot.size or self.card.defaults.size
         if not self._sha256:
             paths = self.card.paths(self.path)
             found = {path: digest(path) for path in set(paths.values())}
             self._digests = {part: found[path] for part, path in paths.items()}
             self._sha256 = joint_digest(list(self._digests.values()))
-        unknown = [word for text in (shot.prompt, shot.negative) for word in self._tokenizer.encode(text)[1]]
+        unknown = [word for text in texts(shot).values() for word in self._tokenizer.encode(text)[1]]
         return {
             "rushes": __version__,
             "shot": shot.to_dict(),
-            "model": {"name": self.card.name, "sha256": self._sha256, **self.card.details(self._digests)},
+            "model": {"name": self.card.name, "sha256": self._sha256, **self.card.details(self._digests, size)},
             "unknown_words": list(dict.fromkeys(unknown)),
             "digital_source_type": TRAINED_MEDIA,
         }
@@ -99,7 +107,7 @@ class Model:
             "name": card.name, "size": list(defaults.size), "size_step": card.pixel_step, "max_pixels": card.max_pixels,
             "frames": defaults.frames, "frames_step": card.vae.temporal_factor, "max_frames": card.max_frames,
             "trained_frames": card.trained_frames, "fps": defaults.fps, "steps": defaults.steps,
-            "guidance": defaults.guidance,
+            "guidance": defaults.guidance, "negative": defaults.negative,
         }  # fmt: skip
 
     def work(self, shot: Shot) -> Work:
@@ -109,7 +117,7 @@ class Model:
         h, w = shot.size[1] // vae.spatial_factor, shot.size[0] // vae.spatial_factor
         latent_frames = vae.latent_frames(shot.frames)
         tokens = latent_frames * (h // transformer.patch_size) * (w // transformer.patch_size)
-        batch = 2 if (shot.guidance or 0.0) > 1 else 1
+        batch = 2 if shot.is_guided else 1
         flops = batch * shot.steps * transformer.flops(tokens)
         weights = sum(path.stat().st_size for path in set(self.card.paths(self.path).values()))
         peak = transformer_bytes(transformer, batch, tokens, 4) + DECODE_BYTES
@@ -124,7 +132,7 @@ class Model:
                 raise ShotError(
                     f"keyframe: got frame {keyframe.frame}; {-frames} to {frames - 1} is allowed in this clip"
                 )
-            at = self._latent_of(frame)
+            at = self.card.vae.latent_of(frame)
             if at in placed:
                 raise ShotError(
                     f"keyframe: frames {placed[at].frame} and {frame} fall into one latent frame; "
@@ -133,11 +141,13 @@ class Model:
             placed[at] = Keyframe(frame, keyframe.image, keyframe.sha256).sealed()
         return tuple(placed[at] for at in sorted(placed))
 
-    def _latent_of(self, frame: int) -> int:
-        return -(-frame // self.card.vae.temporal_factor)
-
     def _tokens(self, name: str, text: str) -> list[int]:
         try:
             return self._tokenizer.encode(text)[0]
         except ShotError as error:
             raise ShotError(str(error).replace("prompt", name, 1)) from error
+
+
+def texts(shot: Shot) -> dict[str, str]:
+    """The texts of a shot, by the names of its fields."""
+    return {"prompt": shot.prompt, "negative": shot.negative or ""}

@@ -116,6 +116,10 @@ class VAEConfig:
     def latent_frames(self, frames: int) -> int:
         return (frames - 1) // self.temporal_factor + 1
 
+    def latent_of(self, frame: int) -> int:
+        """The latent frame that a frame falls into, both from 0."""
+        return -(-frame // self.temporal_factor)
+
     def frames(self, latent_frames: int) -> int:
         return (latent_frames - 1) * self.temporal_factor + 1
 

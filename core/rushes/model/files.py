@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""Wan's text-to-video models as they lie on disk: a transformer, a text encoder and a VAE, each a file of its own.
+"""Wan's models as they lie on disk: one transformer or two experts, a text encoder, a VAE, and for some CLIP's tower.
 
 The names in the files may be Wan's own, ComfyUI's (with prefixes) or diffusers'. What a file is, its shapes say; what
 it asks for in steps, shift and guidance are the settings that Wan published with models of these shapes.
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rushes.model.bundle import Card, Defaults
-from rushes.model.checkpoint import split_parts, strip_prefix
+from rushes.model import forms
+from rushes.model.bundle import Card
+from rushes.model.checkpoint import Part, split_parts, strip_prefix
+from rushes.model.clip import ClipVisionConfig, infer_clip_config
 from rushes.model.config import Shapes, TransformerConfig, VAEConfig, infer_transformer_config, infer_vae_config
-from rushes.model.loading import Modules, load_modules
+from rushes.model.experts import check_experts
+from rushes.model.forms import Form
+from rushes.model.loading import Modules, check_shapes, load_modules
 from rushes.model.operations import Operations
 from rushes.model.packed import Packed
 from rushes.model.quantised import open_weights
@@ -36,9 +39,11 @@ MAX_PIXELS = 2048 * 2048
 ROPE_FRAMES = 1024  # latent frames that Wan's position table has
 
 EXPECTED = {
-    "transformer": "a text-to-video transformer in fp16, bf16 or fp32 such as wan2.1_t2v_1.3B_fp16.safetensors",
+    "transformer": "a Wan transformer in fp16, bf16 or fp32 such as wan2.1_t2v_1.3B_fp16.safetensors",
+    "transformer_low": "the low-noise expert in fp16, bf16 or fp32 such as wan2.2_t2v_low_noise_14B_fp16.safetensors",
     "text": "UMT5-XXL in fp16, bf16 or fp32 such as umt5_xxl_fp16.safetensors",
     "vae": "a Wan VAE in fp16, bf16 or fp32 such as wan_2.1_vae.safetensors",
+    "clip": "CLIP's ViT-H/14 vision tower in fp16, bf16 or fp32 such as clip_vision_h.safetensors",
 }
 VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}  # latent channels -> its usual name
 HOLDS = {"transformer": "a transformer", "text": "a text encoder", "vae": "a VAE", "clip": "a CLIP vision tower"}
@@ -47,7 +52,6 @@ PACKABLE = ("transformer", "text")  # parts that work with quantised weights
 
 # Tensors that only one kind of transformer has, the special kinds before those that they build on.
 KINDS = {
-    "vace_patch_embedding.weight": "a VACE model",
     "control_adapter.conv.weight": "a Fun-Camera model",
     "casual_audio_encoder.encoder.final_linear.weight": "a speech-to-video model",
     "audio_proj.audio_proj_glob_1.layer.bias": "a HuMo model",
@@ -56,19 +60,17 @@ KINDS = {
     "patch_embedding_pose.weight": "a SCAIL model",
     "patch_embedding_mask.weight": "a SCAIL model",
     "patch_embedding_global.weight": "a WanDancer model",
-    "img_emb.emb_pos": "a first-and-last-frame model",
-    "img_emb.proj.1.weight": "an image-to-video model",
 }
-# Both experts of Wan 2.2 14B have the shapes of Wan 2.1 14B: only their names tell.
-EXPERT = re.compile(r"(high|low)[-_. ]?noise|a14b|2[._]2.*(?<![a-z])(high|low)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The three files of a model. solver, schedule, shift: instead of those that Wan published for such a model.
+    """The files of a model. solver, schedule, shift: instead of those that Wan published for such a model.
 
-    transformer, text, vae: .safetensors or .pth files; one file may hold several parts. solver: "unipc" or "euler".
-    schedule: a name in `sampling.schedules`; Wan's own goes with unipc, ComfyUI's "simple" with euler.
+    transformer, text, vae: .safetensors or .pth files; one file may hold several parts. transformer_low: of Wan 2.2
+    A14B, whose `transformer` is then the high-noise expert. clip: the vision tower of Wan 2.1 image-to-video.
+    solver: "unipc" or "euler". schedule: a name in `sampling.schedules`; Wan's own goes with unipc, ComfyUI's "simple"
+    with euler.
     """
 
     transformer: Path
@@ -77,10 +79,13 @@ class ModelFiles:
     solver: str | None = None
     shift: float | None = None
     schedule: str | None = None
+    clip: Path | None = None
+    transformer_low: Path | None = None
 
     def __post_init__(self) -> None:
         for name in EXPECTED:
-            object.__setattr__(self, name, Path(getattr(self, name)))
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))
 
     @property
     def name(self) -> str:
@@ -88,7 +93,8 @@ class ModelFiles:
 
     @property
     def paths(self) -> dict[str, Path]:
-        return {"transformer": self.transformer, "text": self.text, "vae": self.vae}
+        """Part -> file, of those that are given."""
+        return {part: path for part in EXPECTED if (path := getattr(self, part)) is not None}
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class FilesCard(Card):
     """What a set of files is. It knows no closed list of words, and its preview is fitted to its VAE."""
 
     files: ModelFiles = field(kw_only=True)
+    form: Form = field(kw_only=True)
+    clip: ClipVisionConfig | None = field(kw_only=True)
 
     def tokenizer(self) -> Tokenizer:
         """The text file's own, else the tokenizer.json beside it. Raises ShotError where there is none that fits."""
@@ -111,45 +119,39 @@ class FilesCard(Card):
         return found
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(self.files.paths)
+
+    @property
+    def vision(self) -> ClipVisionConfig | None:
+        return self.clip
+
+    @property
+    def boundary(self) -> float | None:
+        return self.form.boundary
+
+    @property
     def trained_sizes(self) -> tuple[tuple[int, int], ...]:
-        return _preset(self.transformer).sizes
+        return self.form.sizes
 
     @property
     def keeps_keyframes(self) -> bool:
-        return self.transformer.out_channels == 48  # Wan 2.2 TI2V, which learnt it with a timestep for each frame
+        return self.form.kind != "text"
+
+    def shift(self, size: tuple[int, int]) -> float:
+        return self.form.shift(size) if self.files.shift is None else self.files.shift
+
+    def check_keyframes(self, at: Sequence[int], frames: int, is_given: bool) -> None:
+        forms.check_keyframes(self.form, self.name, at, frames, is_given)
 
     def paths(self, path: Path) -> dict[str, Path]:
         return self.files.paths
 
-    def details(self, digests: Mapping[str, str]) -> dict[str, Any]:
+    def details(self, digests: Mapping[str, str], size: tuple[int, int]) -> dict[str, Any]:
         """The files, and the settings that no shot has."""
         defaults = self.defaults
         files = {part: {"name": path.name, "sha256": digests[part]} for part, path in self.files.paths.items()}
-        return {"files": files, "solver": defaults.solver, "schedule": defaults.schedule, "shift": defaults.shift}
-
-
-@dataclass(frozen=True)
-class _Preset:
-    """Wan's published settings of one family. sizes: what it was trained at."""
-
-    defaults: Defaults
-    sizes: tuple[tuple[int, int], ...]
-
-
-def _published(sizes: tuple[tuple[int, int], ...], frames: int, fps: str, guidance: float, shift: float) -> _Preset:
-    defaults = Defaults(sizes[0], frames, fps, 50, guidance, shift, schedule="wan_unipc", solver="unipc")
-    return _Preset(defaults, (*sizes, *((height, width) for width, height in sizes)))
-
-
-T2V_14B = _published(((832, 480), (1280, 720)), 81, "16", guidance=5.0, shift=5.0)
-T2V_1_3B = _published(((832, 480),), 81, "16", guidance=6.0, shift=8.0)
-TI2V_5B = _published(((1280, 704),), 121, "24", guidance=5.0, shift=5.0)
-
-
-def _preset(config: TransformerConfig) -> _Preset:
-    if config.out_channels == 48:
-        return TI2V_5B
-    return T2V_14B if config.dim >= 5120 else T2V_1_3B
+        return {"files": files, "solver": defaults.solver, "schedule": defaults.schedule, "shift": self.shift(size)}
 
 
 def files_card(files: ModelFiles) -> FilesCard:
@@ -161,14 +163,17 @@ def files_card(files: ModelFiles) -> FilesCard:
     headers = {part: _header(part, path) for part, path in files.paths.items()}
     shapes = {part: _shapes(part, files.paths[part], header) for part, header in headers.items()}
     transformer = _transformer(files.transformer, shapes["transformer"], headers["transformer"].metadata)
+    form = forms.find_form(transformer, files.name, files.transformer_low is not None)
+    check_experts(files, form, shapes)
     text, vae = _text(files.text, shapes["text"]), _vae(files.vae, shapes["vae"])
     _check_pairs(files, transformer, text, vae)
+    clip = _clip(files, transformer, shapes.get("clip"), headers)
     if not _has_tokenizer(headers["text"]) and _tokenizer_file(files.text) is None:
         raise ShotError(
             f"text: got {files.text.name}, which has no tokenizer in it and none beside it; a file with a {SPIECE}, as "
             "ComfyUI's umt5_xxl_fp16.safetensors is, or UMT5's tokenizer.json in the same folder, is expected"
         )
-    usual = _preset(transformer).defaults
+    usual = form.defaults
     return FilesCard(
         name=files.name,
         transformer=transformer,
@@ -186,11 +191,16 @@ def files_card(files: ModelFiles) -> FilesCard:
         max_frames=vae.frames(ROPE_FRAMES),
         max_pixels=MAX_PIXELS,
         files=files,
+        form=form,
+        clip=clip,
     )
 
 
 def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, operations: Operations = nn) -> Modules:
-    """The models of the files, for inference. Raises ShotError for a file that is damaged or has other tensors."""
+    """The models of the files, for inference, each read when it is asked for.
+
+    Raises ShotError, now, for a file that has other tensors; asking for a part does for a file that cannot be mapped.
+    """
     paths = card.files.paths
 
     def read(part: str) -> Mapping[str, Weight]:
@@ -198,7 +208,7 @@ def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, oper
             state = open_weights(paths[part]).load()
         except ShotError as error:
             raise _about(part, error) from error
-        found = {ours: state[theirs] for theirs, ours in split_parts(state)[part].items()}  # type: ignore[index]
+        found = {ours: state[theirs] for theirs, ours in split_parts(state)[_file_part(part)].items()}
         if EMBEDDING in found:
             found.pop(TIED_EMBEDDING, None)  # the same again
         if operations is not nn and any(isinstance(weight, Packed) for weight in found.values()):
@@ -208,6 +218,8 @@ def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, oper
     def refuse(part: str, reason: str) -> ShotError:
         return _refusal(part, paths[part], reason)
 
+    for part, path in paths.items():
+        check_shapes(card, part, _shapes(part, path, _header(part, path)), refuse)
     return load_modules(card, read, refuse, device, dtype, operations)
 
 
@@ -243,26 +255,27 @@ def _shapes(part: str, path: Path, header: Header) -> Shapes:
         parts = split_parts(header.shapes)
     except ShotError as error:
         raise _refusal(part, path, _reason(error)) from error
-    if part not in parts:
+    if _file_part(part) not in parts:
         raise _refusal(part, path, f"it holds {' and '.join(HOLDS[found] for found in parts)}")
-    return {ours: header.shapes[theirs] for theirs, ours in parts[part].items()}  # type: ignore[index]
+    return {ours: header.shapes[theirs] for theirs, ours in parts[_file_part(part)].items()}
+
+
+def _file_part(part: str) -> Part:
+    """What `checkpoint` calls a part: either expert is a transformer."""
+    return "transformer" if part == "transformer_low" else part  # type: ignore[return-value]
 
 
 def _transformer(path: Path, shapes: Shapes, metadata: Mapping[str, str]) -> TransformerConfig:
     kind = next((kind for name, kind in KINDS.items() if name in shapes), None)
     if kind is not None:
         raise _refusal("transformer", path, f"it is {kind}")
-    if EXPERT.search(path.stem):
-        raise _refusal("transformer", path, "it is one of Wan 2.2's two experts, by its name")
     try:
         config = infer_transformer_config(shapes, heads=_heads(metadata))
     except ShotError as error:
         raise _refusal("transformer", path, _reason(error)) from error
     except ValueError as error:
         raise _refusal("transformer", path, f"its metadata do not go with its shapes ({error})") from error
-    if config.in_channels == 36:
-        raise _refusal("transformer", path, "it is an image-to-video model (36 input channels)")
-    if config.in_channels != config.out_channels:
+    if config.in_channels != config.out_channels and not forms.reads_pictures(config):
         raise _refusal("transformer", path, f"it takes control passes ({config.in_channels} input channels)")
     return config
 
@@ -298,6 +311,34 @@ def _vae(path: Path, shapes: Shapes) -> VAEConfig:
         raise _refusal("vae", path, _reason(error)) from error
     except ValueError as error:
         raise _refusal("vae", path, str(error)) from error
+
+
+def _clip(
+    files: ModelFiles, transformer: TransformerConfig, shapes: Shapes | None, headers: Mapping[str, Header]
+) -> ClipVisionConfig | None:
+    if transformer.image_dim is None:
+        if files.clip is not None:
+            raise ShotError(f"clip: got {files.clip.name}; {files.transformer.name} reads no CLIP tokens, leave it out")
+        return None
+    if files.clip is None or shapes is None:
+        raise ShotError(f"clip: none is given, and {files.transformer.name} needs one; {EXPECTED['clip']} is expected")
+    try:
+        heads = _heads(headers["clip"].metadata)
+        config = infer_clip_config(shapes) if heads is None else infer_clip_config(shapes, heads=heads)
+    except ShotError as error:
+        raise _refusal("clip", files.clip, _reason(error)) from error
+    if config.dim != transformer.image_dim:
+        raise ShotError(
+            f"clip: got {files.clip.name} with {config.dim} values a token, and {files.transformer.name} reads "
+            f"{transformer.image_dim}; {EXPECTED['clip']} is expected"
+        )
+    rows = transformer.image_positions
+    if rows and rows != 2 * config.tokens:
+        raise ShotError(
+            f"clip: got {files.clip.name} with {config.tokens} tokens a picture, and {files.transformer.name} reads "
+            f"{rows} of two; {EXPECTED['clip']} is expected"
+        )
+    return config
 
 
 def _check_pairs(files: ModelFiles, transformer: TransformerConfig, text: TextConfig, vae: VAEConfig) -> None:

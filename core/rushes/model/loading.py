@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from rushes.model.clip import ClipVision
 from rushes.model.config import Shapes
 from rushes.model.operations import Operations
 from rushes.model.packed import Packed, pack
@@ -28,30 +29,103 @@ Read = Callable[[str], Mapping[str, Weight]]  # a part's weights by our names
 Refuse = Callable[[str, str], ShotError]  # the refusal of a part, for a reason
 
 
-class Modules(NamedTuple):
-    """The parts of a model."""
+class Modules(Mapping[str, nn.Module]):
+    """The parts of a model: "transformer", "vae", "text", and where it has them "clip" and "transformer_low".
 
-    transformer: Transformer
-    vae: VideoVAE
-    text: TextEncoder
+    Each is read when it is first asked for, and kept until it is let go of.
+    """
+
+    def __init__(self, names: tuple[str, ...], load: Callable[[str], nn.Module]) -> None:
+        self._names, self._load = names, load
+        self._loaded: dict[str, nn.Module] = {}
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """The parts that are in memory, or mapped."""
+        return frozenset(self._loaded)
+
+    def release(self, name: str) -> None:
+        """Let go of a part; asked for again, it is read again."""
+        self._loaded.pop(name, None)
+
+    def transformer(self, name: str = "transformer") -> Transformer:
+        module = self[name]
+        assert isinstance(module, Transformer)
+        return module
+
+    @property
+    def vae(self) -> VideoVAE:
+        module = self["vae"]
+        assert isinstance(module, VideoVAE)
+        return module
+
+    @property
+    def text(self) -> TextEncoder:
+        module = self["text"]
+        assert isinstance(module, TextEncoder)
+        return module
+
+    @property
+    def clip(self) -> ClipVision:
+        module = self["clip"]
+        assert isinstance(module, ClipVision)
+        return module
 
 
 def load_modules(
     card: Card, read: Read, refuse: Refuse, device: torch.device, dtype: torch.dtype, operations: Operations = nn
 ) -> Modules:
-    """The modules of a card, filled by what `read` gives for "transformer", "vae" and "text", one after the other.
+    """The modules of a card, each filled, when it is asked for, by what `read` gives for its name.
 
-    dtype: of all weights, but for the text's under float16, see `text_dtype`. Raises ShotError, made by `refuse`.
+    dtype: of all weights, but for the text's under float16, see `text_dtype`. Asking for a part raises ShotError, made
+    by `refuse`, where its tensors are not the card's.
     """
-    with torch.device("meta"), _Unfilled():
-        modules = Modules(
-            Transformer(card.transformer, operations), VideoVAE(card.vae), TextEncoder(card.text, operations)
-        )
-    for name, module in modules._asdict().items():
+
+    def load(name: str) -> nn.Module:
+        module = _empty(card, name, operations)
         kind = text_dtype(dtype) if name == "text" else dtype
         fill(module, read(name), device, kind, partial(refuse, name))
-        module.eval().requires_grad_(False)
-    return modules
+        return module.eval().requires_grad_(False)
+
+    return Modules(card.parts, load)
+
+
+def check_shapes(card: Card, name: str, shapes: Shapes, refuse: Refuse) -> None:
+    """Raise ShotError, made by `refuse`, where a part's tensors by our names are not all and only those of the card."""
+    if reason := _misfit(_empty(card, name, nn), shapes):
+        raise refuse(name, reason)
+
+
+def _empty(card: Card, name: str, operations: Operations) -> nn.Module:
+    with torch.device("meta"), _Unfilled():
+        return _MAKERS[name](card, operations)
+
+
+def _clip(card: Card, operations: Operations) -> nn.Module:
+    assert card.vision is not None
+    return ClipVision(card.vision)
+
+
+_MAKERS: dict[str, Callable[[Card, Operations], nn.Module]] = {
+    "transformer": lambda card, operations: Transformer(card.transformer, operations),
+    "transformer_low": lambda card, operations: Transformer(card.transformer, operations),
+    "vae": lambda card, operations: VideoVAE(card.vae),
+    "text": lambda card, operations: TextEncoder(card.text, operations),
+    "clip": _clip,
+}
 
 
 def fill(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rushes.model.clip import ClipVisionConfig
 from rushes.model.config import TransformerConfig, VAEConfig
 from rushes.model.text import TextConfig
 
@@ -34,6 +35,12 @@ def transformer_bytes(config: TransformerConfig, batch: int, tokens: int, size: 
     """
     block = tokens * (size * (8 * config.dim + config.ffn_dim) + 4 * 4 * config.dim)
     return batch * (block + size * config.layers * 2 * config.text_len * config.dim)
+
+
+def clip_bytes(config: ClipVisionConfig, pictures: int, size: int) -> int:
+    """The widest tensors of a layer, of so many pictures."""
+    tokens = pictures * config.tokens
+    return size * tokens * (6 * config.dim + 2 * config.ffn_dim + 2 * config.heads * config.tokens)
 
 
 def encode_bytes(config: VAEConfig, height: int, width: int, size: int) -> int:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Velocity: what the solver asks at every step, answered by one transformer or two experts, one in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rushes.conditions import Conditions
+from rushes.model.loading import Modules
+from rushes.model.text import summarize
+from rushes.model.transformer import Context, Transformer
+from rushes.progress import Cancel, Cancelled
+from rushes.sampling.guidance import classifier_free, experts
+from rushes.sampling.known_frames import FrameVelocity
+
+HIGH, LOW = "transformer", "transformer_low"
+
+
+class GuidedVelocity:
+    """The velocity of one shot, a `FrameVelocity`.
+
+    features: text of the prompt and, where guidance is on, of the negative prompt, [1, text_len, text_dim] each.
+    guidance: of the high-noise and the low-noise expert. boundary: a sigma; None for one transformer.
+    enter: called with the part's name before its first work.
+    """
+
+    def __init__(
+        self,
+        modules: Modules,
+        features: Sequence[Tensor],
+        given: Conditions,
+        guidance: tuple[float, float],
+        boundary: float | None,
+        enter: Callable[[str], None],
+        cancel: Cancel | None,
+    ) -> None:
+        self._modules, self._features, self._given = modules, features, given
+        self._guidance = {HIGH: guidance[0], LOW: guidance[1]}
+        self._boundary, self._enter, self._cancel = boundary, enter, cancel
+        self._part = ""
+        self._active: FrameVelocity | None = None
+
+    def __call__(self, x: Tensor, sigma: float, timestep: float | Tensor, step: int) -> Tensor:
+        # made anew each time: kept, they would hold this object in a cycle, and with it an expert's weights
+        high, low = partial(self._ask, HIGH), partial(self._ask, LOW)
+        velocity = high if self._boundary is None else experts(high, low, self._boundary)
+        return velocity(x, sigma, timestep, step)
+
+    def _ask(self, part: str, x: Tensor, sigma: float, timestep: float | Tensor, step: int) -> Tensor:
+        if self._part != part or self._active is None:
+            self._active = None  # and with it the other expert's contexts and the last hold on its weights
+            self._enter(part)
+            self._part, self._active = part, self._made(part)
+        return self._active(x, sigma, timestep, step)
+
+    def _made(self, part: str) -> FrameVelocity:
+        transformer = self._modules.transformer(part)
+        guidance = self._guidance[part]
+        cond, uncond = self._contexts(transformer, guidance > 1)
+        predict = Predict(transformer, self._given, self._cancel)
+        return classifier_free(predict, cond, uncond, guidance, join=Context.join)
+
+    def _contexts(self, transformer: Transformer, is_guided: bool) -> tuple[Context, Context | None]:
+        """Embedded prompt and negative prompt; None instead of the second when guidance is off."""
+        pools, image = transformer.config.pooled_dim, self._given.image
+        cond, *uncond = (
+            transformer.context(text, image, cache=True, pooled=summarize(text) if pools else None)
+            for text in (self._features if is_guided else self._features[:1])
+        )
+        return cond, uncond[0] if uncond else None
+
+
+class Predict:
+    """The transformer as guidance calls it; looks at the cancel event before every block."""
+
+    def __init__(self, transformer: Transformer, given: Conditions, cancel: Cancel | None) -> None:
+        self._transformer, self._given, self._cancel = transformer, given, cancel
+
+    def __call__(self, x: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+        if (channels := self._given.channels) is not None:
+            x = torch.cat((x, channels.to(x).expand(len(x), -1, -1, -1, -1)), dim=1)
+        return self._transformer(x, timesteps, context, on_block=self._check)
+
+    def _check(self, block: int) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled("cancelled while denoising")
