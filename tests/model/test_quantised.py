@@ -219,7 +219,7 @@ def test_weights_stay_packed_and_mapped(wan: SimpleNamespace) -> None:
     """What a model takes is what its file has, and the file is not read before it is used."""
     path, _ = write_gguf(wan.files.transformer, "Q4_K")
     card = files_card(dataclasses.replace(wan.files, transformer=path))
-    transformer = read_modules(card, torch.device("cpu"), torch.float32).transformer
+    transformer = read_modules(card, torch.device("cpu"), torch.float32).transformer()
     layers = [m for m in transformer.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == len([m for m in transformer.modules() if isinstance(m, (PackedLinear, nn.Linear))])
     held = sum(layer.packed.data.numel() for layer in layers)
@@ -237,7 +237,7 @@ def test_marks_beside_the_weights_may_be_of_one_layer_alone(wan: SimpleNamespace
     save_file(tensors, wan.files.transformer, {"config": '{"num_heads": 2}'})
     found = open_weights(wan.files.transformer)
     assert found.kinds == ["BF16", "F32", "F8_E4M3"] and found.is_packed
-    assert read_modules(files_card(wan.files), torch.device("cpu"), torch.float32).transformer is not None
+    assert read_modules(files_card(wan.files), torch.device("cpu"), torch.float32).transformer() is not None
     assert torch.isfinite(latents(wan.files)).all()
 
 

@@ -27,7 +27,6 @@ from rushes.model.experts import check_experts
 from rushes.model.forms import Form
 from rushes.model.loading import Modules, check_shapes, load_modules
 from rushes.model.operations import Operations
-from rushes.model.packed import Packed
 from rushes.model.quantised import open_weights
 from rushes.model.reading import Header, Weight, load_state, read_notes
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextConfig, infer_text_config
@@ -48,7 +47,7 @@ EXPECTED = {
 VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}  # latent channels -> its usual name
 HOLDS = {"transformer": "a transformer", "text": "a text encoder", "vae": "a VAE", "clip": "a CLIP vision tower"}
 
-PACKABLE = ("transformer", "text")  # parts that work with quantised weights
+PACKABLE = ("transformer", "transformer_low", "text")  # parts that work with quantised weights
 
 # Tensors that only one kind of transformer has, the special kinds before those that they build on.
 KINDS = {
@@ -211,8 +210,6 @@ def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, oper
         found = {ours: state[theirs] for theirs, ours in split_parts(state)[_file_part(part)].items()}
         if EMBEDDING in found:
             found.pop(TIED_EMBEDDING, None)  # the same again
-        if operations is not nn and any(isinstance(weight, Packed) for weight in found.values()):
-            raise refuse(part, "it holds quantised weights, which the layers of this host do not read here")
         return found
 
     def refuse(part: str, reason: str) -> ShotError:
@@ -220,6 +217,10 @@ def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, oper
 
     for part, path in paths.items():
         check_shapes(card, part, _shapes(part, path, _header(part, path)), refuse)
+        if open_weights(path).is_packed:
+            if operations is not nn:
+                raise refuse(part, "it holds quantised weights, which the layers of this host do not read here")
+            read(part)  # maps it, and refuses scales that do not fit
     return load_modules(card, read, refuse, device, dtype, operations)
 
 
