@@ -11,6 +11,8 @@ from importlib import metadata
 REQUIRED = (
     "rushes/py.typed",
     "rushes/shot.py",
+    "rushes/publish/plugins/rushes_validate.py",
+    "rushes/publish/rushes-publish.toml",
     "rushes/starter/held_out.json",
     "rushes/starter/weights/*.safetensors",
     "rushes/attention/_kernel.*",

@@ -118,6 +118,22 @@ def tree(tmp_path: Path) -> Tree:
     return read
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """A folder on a file system of its own, and what mounts it anew with other options ("size=1m", "ro")."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting a file system wants root on Linux")
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "rushes", place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield place, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], check=True) and None
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with random weights in the starter's layout: makes noise, quickly. 16x16 pixels, 5 frames."""

@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,6 @@ Mount = Callable[[str], None]
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounting a file system wants root on Linux"
 )
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[tuple[Path, Mount]]:
-    """A folder on a file system of its own, and what mounts it anew with other options ("size=1m", "ro")."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "rushes", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield place, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], check=True) and None
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.fixture

@@ -13,16 +13,20 @@ from pathlib import Path
 
 import av
 import numpy as np
+import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 import opentimelineio as otio
 import pytest
 from PIL import Image
 
+from rushes import Shot
 from rushes.jobs.folder import Job
 from rushes.media import next_version, read_frames, read_record, verify
+from rushes.media.record import COMPOSITE, MADE_FROM, NO_SHOT, source_type
 from rushes.publish import Report, Settings, add_review, find_subject, run
 from rushes.shot import TRAINED_MEDIA, ShotError
 
 Visible = Callable[[Path], list[str]]
+SHOT = Shot("a red ball", size=(128, 80), frames=5, fps=12)
 
 
 def _failed(report: Report) -> list[str]:
@@ -278,3 +282,56 @@ def test_a_single_picture_is_a_plate_too(plate: str, tmp_path: Path, visible: Vi
     report = run([plate.replace("%04d", "1002")], tmp_path / "show", is_repairing=True)
     assert _failed(report) and not any(row.trace for row in report.rows)
     assert not (tmp_path / "show").exists()
+
+
+def _with_tags(path: Path, **tags: object) -> None:
+    """The same pixels under other tags, as a careless tool leaves them. None takes one away."""
+    picture = oiio.ImageBuf(str(path))
+    for name, value in tags.items():
+        if value is None:
+            picture.specmod().erase_attribute(name.replace("__", "/"))
+        else:
+            picture.specmod().attribute(name.replace("__", "/"), *value if isinstance(value, tuple) else (value,))
+    picture.write(str(path.with_suffix(".tmp.exr")))
+    path.with_suffix(".tmp.exr").replace(path)
+
+
+@pytest.mark.parametrize(
+    ("frames", "tags", "plugin", "words"),
+    [
+        (["1002"], {"colorInteropID": "lin_rec709_scene"}, "ValidateRushesColor", "1002.exr is tagged Linear Rec.709"),
+        (
+            ["1001", "1002", "1003", "1004", "1005"],
+            {"chromaticities": ("float[8]", (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329))},
+            "ValidateRushesColor",
+            "is tagged ACEScg, and its primaries are those of Linear Rec.709 (sRGB)",
+        ),
+        (["1004"], {"rushes__record": None}, "ValidateRushesProvenance", "1004.exr: it holds no record of a shot"),
+        (["1001"], {"framesPerSecond": ("rational", (24, 1))}, "ValidateRushesRate", "the files say 24, their shot 12"),
+    ],
+    ids=["colours of one frame", "primaries", "record", "rate"],
+)
+def test_tags_that_a_tool_has_spoiled_are_found(
+    plate: str, tmp_path: Path, frames: list[str], tags: dict[str, object], plugin: str, words: str
+) -> None:
+    """The pixels are whole, so a manifest may be written anew; what the files say is still wrong."""
+    for number in frames:
+        _with_tags(Path(plate.replace("%04d", number)), **tags)
+    next(Path(plate).parent.glob("*.manifest.json")).unlink()
+    report = run([plate], tmp_path / "show", settings=Settings(is_review_required=False), is_repairing=True)
+    assert report.repaired
+    _refused(report, plugin, words)
+
+
+def test_provenance_is_what_the_record_says_or_its_model_tells() -> None:
+    """Frames that nobody's model has made are refused; changed ones are a composite."""
+    made = {"rushes": "0.1.0", "shot": SHOT.to_dict(), "model": {"name": "starter", "sha256": "ab" * 32}}
+    assert source_type(made, "a") == TRAINED_MEDIA
+    assert source_type({**made, "digital_source_type": "http://cv.iptc.org/x"}, "a") == "http://cv.iptc.org/x"
+    changed = {**made, "model": {"name": "none", "sha256": ""}, NO_SHOT: True}
+    assert source_type({**changed, MADE_FROM: made}, "a") == COMPOSITE
+    with pytest.raises(ShotError, match="a: no shot of Rushes made its frames"):
+        source_type(changed, "a")
+    for model in (None, {}, {"name": "x"}, "starter", {"sha256": ""}):
+        with pytest.raises(ShotError, match="a: its record names no model"):
+            source_type({**made, "model": model}, "a")

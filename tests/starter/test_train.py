@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -181,16 +182,23 @@ def test_a_state_file_is_whole_or_absent(tmp_path: Path) -> None:
     assert load_state(tmp_path / "none.pt", "cpu") is None
 
 
-def _agree(options: Options, team: Team) -> None:
+AGREE = """
+import torch
+
+def agree(options, team):
     parameter = torch.nn.Parameter(torch.zeros(3))
     parameter.grad = torch.full((3,), float(team.rank + 1))
     team.average_gradients([parameter])
     assert team.lead(float(team.rank + 7)) == 7.0
     (options.folder / f"{team.rank}.txt").write_text(str(parameter.grad.tolist()))
+"""
 
 
 @pytest.mark.slow
-def test_processes_average_their_gradients(tmp_path: Path) -> None:
+def test_processes_average_their_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, one mean, and process 0's clock for both."""
-    launch(Options(folder=tmp_path, minutes=1, processes=2), _agree)
+    # A module of its own: the processes import it by name, and `tests` may be another package's in site-packages
+    (tmp_path / "agreement_of_processes.py").write_text(AGREE)
+    monkeypatch.syspath_prepend(tmp_path)
+    launch(Options(folder=tmp_path, minutes=1, processes=2), importlib.import_module("agreement_of_processes").agree)
     assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"[1.5, 1.5, 1.5]"}

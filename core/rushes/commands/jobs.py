@@ -14,7 +14,6 @@ import click
 from rushes.commands.reporting import make_reporter
 from rushes.commands.stopping import Stopped, stop_on_signals
 from rushes.jobs.folder import REVIEWS, Job, JobError, find_job, jobs_home, list_jobs, not_writable, remove_leftovers
-from rushes.publish.review import shown
 from rushes.shot import ShotError
 
 home_option = click.option(
@@ -69,15 +68,27 @@ def _row(job: Job) -> dict[str, Any]:
     try:
         prompt = job.request()["shot"]["prompt"]
         state = job.state()
-        verdict = shown(job.path / REVIEWS, None)["verdict"]
     except ShotError as error:
-        prompt, state, verdict = str(error), "unreadable", None
+        prompt, state = str(error), "unreadable"
     ending = job.ending() or {}
     return {
         "job": job.id, "folder": str(job.path), "state": state, "frames": len(job.frames()), "prompt": prompt,
         "message": ending.get("message", ""), "outputs": ending.get("outputs", []),
-        "verdict": verdict,
+        "verdict": _verdict(job),
     }  # fmt: skip
+
+
+def _verdict(job: Job) -> str | None:
+    """What was last said of its frames, whether or not it still holds for them: `rushes review JOB` looks."""
+    if not (job.path / REVIEWS).exists():
+        return None
+    from rushes.publish.review import read_reviews
+
+    try:
+        reviews = read_reviews(job.path / REVIEWS)
+    except ShotError:
+        return "review unreadable"
+    return reviews[-1].verdict if reviews else None
 
 
 @jobs.command()

@@ -221,9 +221,15 @@ def read_text(path: Path) -> str | None:
 
 def read_attribute(path: Path, name: str, what: str) -> str | None:
     """A text attribute in the header of any picture that OpenImageIO opens."""
+    value = read_tag(path, name, what)
+    return value if isinstance(value, str) else None
+
+
+def read_tag(path: Path, name: str, what: str = "a picture") -> Any:
+    """An attribute of any kind, by OpenImageIO's name for it; None where there is none. Raises ShotError."""
     picture = oiio.ImageInput.open(str(path))
     if picture is None:
         raise unreadable(path, what, oiio.geterror())
     value = picture.spec().getattribute(name)
     picture.close()
-    return value if isinstance(value, str) else None
+    return value

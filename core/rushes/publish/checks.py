@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rushes.media.color import Space, find_gamut, find_space
 from rushes.media.manifest import Manifest, manifest_path, record_digest
+from rushes.media.plates import read_tag
 from rushes.media.reader import read_frames
 from rushes.media.record import read_record, source_type
 from rushes.media.verification import OnFile, verify
@@ -127,13 +129,28 @@ def colour(publication: Publication) -> None:
     facts, allowed = publication.known("facts"), publication.settings.colorspaces
     for _, path in publication.subject.files():
         with read_frames(path) as reader:  # only the header
-            if reader.colorspace != facts.colorspace:
-                raise ShotError(
-                    f"colorspace: {path.name} is tagged {reader.colorspace}, the first frame {facts.colorspace}; "
-                    "one and the same is allowed"
-                )
+            found = reader.colorspace
+        if found != facts.colorspace:
+            raise ShotError(
+                f"colorspace: {path.name} is tagged {found}, the first frame {facts.colorspace}; "
+                "one and the same is allowed"
+            )
+        _check_primaries(path, find_space(found))
     if allowed and facts.colorspace not in allowed:
         raise ShotError(f"colorspace: the files are tagged {facts.colorspace}; the project allows {', '.join(allowed)}")
+
+
+def _check_primaries(path: Path, space: Space) -> None:
+    """The tags of one file agree: hosts differ in which of them they read."""
+    primaries = read_tag(path, "chromaticities")
+    if primaries is None or space.chromaticities is None:
+        return
+    gamut = find_gamut(primaries)
+    if gamut is None or gamut.chromaticities != space.chromaticities:
+        raise ShotError(
+            f"colorspace: {path.name} is tagged {space.name}, and its primaries are "
+            f"{'none that Rushes knows' if gamut is None else f'those of {gamut.name}'}; tags that agree are allowed"
+        )
 
 
 def provenance(publication: Publication) -> None:

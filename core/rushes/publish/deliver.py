@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,16 @@ from rushes.media.paths import Target
 from rushes.media.reader import read_frames
 from rushes.media.timeline import write_timeline
 from rushes.publish.pictures import Caption, contact_sheet, evenly, read_frame, scaled, write_png
-from rushes.publish.publication import MANIFEST, Publication
+from rushes.publish.publication import MANIFEST, OnStep, Publication
 from rushes.shot import Shot, ShotError
 
 VERSION = 1
-OnStep = Callable[[int, int], object]  # done, and of how many
 
 
-def plate(publication: Publication) -> None:
+def plate(publication: Publication, on_step: OnStep) -> None:
     """Reserve the version, and copy the plate's files into it with a manifest of their own."""
     publication.reserve()
-    publication.copy_plate()
+    publication.copy_plate(on_step)
     facts, content = publication.known("facts"), publication.known("content")
     target = publication.plate
     manifest = Manifest(
@@ -39,7 +37,7 @@ def plate(publication: Publication) -> None:
     publication.add(name)
 
 
-def proxy(publication: Publication, on_step: OnStep | None = None) -> None:
+def proxy(publication: Publication, on_step: OnStep) -> None:
     """A movie of all frames, where the settings want one."""
     suffix = publication.settings.proxy_suffix
     if not suffix:
@@ -54,8 +52,7 @@ def proxy(publication: Publication, on_step: OnStep | None = None) -> None:
         for frames in reader:
             outputs.write(frames.clip(0.0, 1.0))
             done += len(frames)
-            if on_step is not None:
-                on_step(done, facts.frames)
+            on_step(done, facts.frames)
     publication.add(name)
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from rushes.publish.subject import Content, Subject
 from rushes.publish.version import Version, reserve
 from rushes.shot import ShotError
 
+OnStep = Callable[[int, int], object]  # done, and of how many
 KEY = "rushes"  # in an instance's data
 FAMILY = "rushes.plate"
 MANIFEST = "publish.json"
@@ -96,10 +97,11 @@ class Publication:
             subject = self.subject
             self.version = reserve(self.settings, self.root, subject.shot, subject.name, self.asked)
 
-    def copy_plate(self) -> None:
+    def copy_plate(self, on_step: OnStep) -> None:
         """The files as they were checked, byte by byte: one that has changed meanwhile is refused."""
         plate, content = self.plate, self.known("content")
-        for file in content.files:
+        for done, file in enumerate(content.files):
+            on_step(done, len(content.files))
             name = plate.file_name(file.number or 0)
             copy = self.building / name
             shutil.copyfile(self.subject.plate.folder / file.name, copy)

@@ -115,12 +115,11 @@ def _text(name: str, value: object, *, may_be_empty: bool) -> str:
     return value
 
 
-def shown(path: Path, content: Content | None) -> Mapping[str, Any]:
-    """For listings and --json: the last review, whether it holds for `content`, and the whole history."""
+def shown(path: Path, content: Content) -> Mapping[str, Any]:
+    """For --json: the last verdict, whether it was given on `content`, and the whole history. Raises ShotError."""
     reviews = read_reviews(path)
-    holds = None if content is None or not reviews else last_review(reviews, content)
     return {
         "verdict": reviews[-1].verdict if reviews else None,
-        "holds": holds is not None and holds == reviews[-1] if content is not None else None,
+        "holds": bool(reviews) and reviews[-1].content == content.digest,
         "reviews": [asdict(review) for review in reviews],
     }

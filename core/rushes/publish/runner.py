@@ -96,9 +96,12 @@ def run(
     try:
         with _quiet():
             session.publish(is_repairing)
+            report = session.report()
+            if report.ok:
+                pyblish_module().emit("published", context=context)
     finally:
         discard_unpublished(context)
-    return session.report()
+    return report
 
 
 def discovered() -> list[Any]:

@@ -17,7 +17,7 @@ class ExtractRushesPlate(api.InstancePlugin):
     families = [publication.FAMILY]
 
     def process(self, instance: Any) -> None:
-        deliver.plate(publication.publication_of(instance))
+        deliver.plate(publication.publication_of(instance), progress.teller(instance.context))
 
 
 class ExtractRushesProxy(api.InstancePlugin):
