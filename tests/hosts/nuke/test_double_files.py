@@ -214,6 +214,19 @@ def test_exr_metadata_passes_a_write_only_where_asked(nuke: Any, write_frames: A
         assert again.metadata("exr/t2v/prompt", 3) == expected
 
 
+def test_a_contact_sheet_has_a_cell_for_each_input(session: Any, nuke: Any, write_frames: Any) -> None:
+    reads = []
+    for number in (5, 9, 14):
+        reads.append(nuke.nodes.Read())
+        reads[-1]["file"].fromUserText(str(write_frames([number], size=(30, 20), name=f"{number}.%04d.exr")))
+    sheet = nuke.nodes.ContactSheet(inputs=reads, width=80, height=58, rows=2, columns=2, gap=6, roworder="TopBottom")
+    picture = _picture(session, sheet, 1)
+    assert picture.shape == (58, 80, 4)
+    cells = [picture[top, left, 0] for top, left in ((8, 8), (8, 45), (34, 8), (34, 45))]
+    assert cells == [np.float16(number / 2048) for number in (5, 9, 14)] + [0]
+    assert not picture[2].any() and not picture[:, 2].any()
+
+
 # --- 9 and 10. scripts
 
 _NASTY = ('a [red] "ball" for $5', "{", "}", "\\", "\\[", "[value label]", "# no comment", "two\nlines\tand a tab", " ",

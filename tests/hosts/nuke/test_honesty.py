@@ -103,6 +103,7 @@ class Uses(ast.NodeVisitor):
 
     def __init__(self, tree: ast.AST) -> None:
         self.aliases: set[str] = set()
+        self.modules: set[str] = set()  # whose functions are not Nuke's methods
         self.names: list[tuple[str, int]] = []
         self.calls: list[tuple[str, int, ast.Call]] = []
         self.methods: list[tuple[str, int, ast.Call]] = []
@@ -110,6 +111,7 @@ class Uses(ast.NodeVisitor):
 
     def visit_Import(self, node: ast.Import) -> None:
         self.aliases |= {name.asname or "nuke" for name in node.names if name.name == "nuke"}
+        self.modules |= {(name.asname or name.name).split(".")[0] for name in node.names if name.name != "nuke"}
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if node.module == "nuke" and not node.level:
@@ -125,7 +127,7 @@ class Uses(ast.NodeVisitor):
             owner = node.func.value
             is_nuke = isinstance(owner, ast.Name) and owner.id in self.aliases
             is_class = isinstance(owner, ast.Attribute) and owner.attr == "nodes"  # nuke.nodes.Read(...)
-            if not is_class:
+            if not is_class and not (isinstance(owner, ast.Name) and owner.id in self.modules):
                 (self.calls if is_nuke else self.methods).append((node.func.attr, node.lineno, node))
         self.generic_visit(node)
 

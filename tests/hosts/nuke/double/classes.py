@@ -21,6 +21,7 @@ from .groups import Group, Input, finish, place
 from .knobs import Knob
 from .main_thread import guarded
 from .nodes import Node
+from .pictures import contact_sheet_knobs
 from .read import Read, read_knobs
 from .session import current
 from .text_knobs import Multiline_Eval_String_Knob, String_Knob
@@ -58,7 +59,7 @@ KINDS: dict[str, Kind] = {
     "ModifyMetaData": (Node, 1, _with((String_Knob, "metadata"))),
     "CopyMetaData": (Node, 2, list),
     "Merge2": (Node, 3, _with((Double_Knob, "mix"), (Disable_Knob, "invert_mask"))),
-    "ContactSheet": (Node, 20, _with((Int_Knob, "rows"), (Int_Knob, "columns"), (Int_Knob, "gap"))),
+    "ContactSheet": (Node, 100, contact_sheet_knobs),
     "Text2": (Node, 1, _with((Multiline_Eval_String_Knob, "message"))),
     "StickyNote": (Node, 0, list),
     "BackdropNode": (Node, 0, _with((Double_Knob, "bdwidth"), (Double_Knob, "bdheight"), (Boolean_Knob, "z_order"))),
