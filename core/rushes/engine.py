@@ -175,6 +175,8 @@ class Engine(Model):
         """
         shot = self.resolve(shot, continues=before is not None)
         assert shot.size is not None and shot.frames is not None and shot.steps is not None
+        if shot.loras and self._prepare is not None:
+            raise ShotError("lora: got one in a host that moves the weights; the host's own LoRAs are allowed there")
         tell = on_progress or (lambda progress: None)
         tell(Progress("text", 0, 1))
         features = self._features(shot)
@@ -186,18 +188,19 @@ class Engine(Model):
         frames = self.card.vae.latent_frames(shot.frames)
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         given = self._conditioner.read(shot, before, tell)
+        settings = self.settings(shot)
         memory = self._denoise_bytes(noise, len(features))
         velocity = GuidedVelocity(
             self._modules, features, given, shot.guidance_pair, self.card.boundary,
-            lambda part: self._enter(part, memory), cancel,
+            lambda part: self._enter(part, memory, shot), cancel,
         )  # fmt: skip
-        plan = schedule(self.card.defaults.schedule, shot.steps, self.card.shift(shot.size))
+        plan = schedule(settings.schedule, shot.steps, settings.shift)
         at = resume or Denoising(0, noise, ())
         if at.latents.shape != noise.shape or at.step > shot.steps:
             raise ShotError(f"resume: got step {at.step} of latents {list(at.latents.shape)}; they are of another shot")
         x, *history = (t.to(self.device) for t in (at.latents, *at.history))
         callback = Steps(tell, on_preview, cancel, self.preview, on_state, at.step, history)
-        solver = SOLVERS[self.card.defaults.solver]
+        solver = SOLVERS[settings.solver]
         step = velocity if given.known is None else hold(velocity, given.known)
         latents = solver(step, x, plan, callback=callback, start=at.step, history=history)
         return (latents if given.known is None else put_back(latents, given.known)).float().cpu()
@@ -264,10 +267,11 @@ class Engine(Model):
             for name, text in asked.items()
         ]
 
-    def _enter(self, part: str, memory: int) -> None:
+    def _enter(self, part: str, memory: int, shot: Shot) -> None:
         """A transformer is about to work, which needs so many bytes: of two experts the other one goes first."""
         if self._prepare is None and self.card.boundary is not None:
             self._modules.release(LOW if part == HIGH else HIGH)
+        self._modules.adapt(part, self._rack.on(part, shot.loras))
         self._ready(part, memory)
 
     def _fit_preview(self) -> None:

@@ -17,6 +17,8 @@ MAX_SEED = 2**63 - 1  # torch.Generator.manual_seed takes a signed 64-bit intege
 MAX_PROMPT = 10_000  # characters; the longest text any supported encoder reads is 512 tokens
 MAX_FRAMES = 100_000
 MAX_FPS = 1000
+MAX_STRENGTH = 100.0  # of a LoRA
+EXPERTS = ("", "high", "low")
 RECORD_VERSION = 1
 # IPTC NewsCodes, digital source type: made by a model that was trained on sampled content
 TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -63,13 +65,41 @@ class Keyframe:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A file that changes the model for this shot.
+
+    path: of a .safetensors file. strength: what the change is multiplied by; 0 is none, below 0 is away from it.
+    expert: "high" or "low" for one of a model's two, "" for the one that the file's name says, else for both.
+    sha256: digest of the file, filled in by `Engine.resolve`; a later run refuses a file that has changed.
+    """
+
+    path: str
+    strength: float = 1.0
+    expert: str = ""
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise ShotError(f"lora: the file is {self.path!r}; a file name is allowed")
+        strength = self.strength
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not abs(strength) <= MAX_STRENGTH:
+            raise ShotError(
+                f"lora: the strength is {strength!r}; a number from {-MAX_STRENGTH} to {MAX_STRENGTH} is allowed"
+            )
+        if self.expert not in EXPERTS:
+            raise ShotError(f"lora: the expert is {self.expert!r}; high, low, or none for both is allowed")
+        object.__setattr__(self, "strength", float(strength))
+
+
+@dataclass(frozen=True)
 class Shot:
     """One request for a clip. `None` means the model's own default, filled in by `Engine.resolve`.
 
     prompt, negative: text; size: (width, height) in pixels; frames: number of frames; fps: exact frame rate;
     seed: 0 ... 2^63 - 1; steps: denoising steps; guidance: classifier-free guidance, 1 or less turns it off, or a pair
     of them for the high-noise and the low-noise expert of a model that has two;
-    model: a name, folder or .safetensors file; keyframes: pictures the shot must pass through.
+    model: a name, folder or .safetensors file; keyframes: pictures the shot must pass through; loras: what is put on
+    the model, each a `Lora` or its text, see `parse_lora`.
     Raises ShotError for a value that no model allows; what one model allows is checked by `Engine.resolve`.
     """
 
@@ -83,6 +113,7 @@ class Shot:
     guidance: float | tuple[float, float] | None = None
     model: str = "starter"
     keyframes: tuple[Keyframe, ...] = ()
+    loras: tuple[Lora, ...] = ()
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt, may_be_empty=False)
@@ -102,6 +133,8 @@ class Shot:
         if not isinstance(self.model, str) or not self.model:
             raise ShotError(f"model: got {self.model!r}; a name, a folder or a .safetensors file is allowed")
         object.__setattr__(self, "keyframes", tuple(self.keyframes))
+        loras = tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in self.loras)
+        object.__setattr__(self, "loras", loras)
 
     @property
     def guidance_pair(self) -> tuple[float, float]:
@@ -124,6 +157,7 @@ class Shot:
         fields["size"] = None if self.size is None else list(self.size)
         fields["guidance"] = list(self.guidance) if isinstance(self.guidance, tuple) else self.guidance
         fields["keyframes"] = [dataclasses.asdict(keyframe) for keyframe in self.keyframes]
+        fields["loras"] = [dataclasses.asdict(lora) for lora in self.loras]
         return {"version": RECORD_VERSION, **fields}
 
     @classmethod
@@ -146,6 +180,10 @@ class Shot:
             values["keyframes"] = tuple(Keyframe(**keyframe) for keyframe in values.get("keyframes") or ())
         except TypeError as error:
             raise ShotError("keyframe: got other fields; frame, image and sha256 are allowed") from error
+        try:
+            values["loras"] = tuple(Lora(**lora) for lora in values.get("loras") or ())
+        except TypeError as error:
+            raise ShotError("lora: got other fields; path, strength, expert and sha256 are allowed") from error
         return cls(**values)
 
     def to_json(self) -> str:
@@ -238,3 +276,16 @@ def parse_guidance(text: str) -> float | tuple[float, float]:
 def format_guidance(guidance: float | tuple[float, float]) -> str:
     """As the command line takes it: "5", or "4,3"."""
     return ",".join(f"{one:g}" for one in (guidance if isinstance(guidance, tuple) else (guidance,)))
+
+
+def parse_lora(text: str) -> Lora:
+    """A LoRA from FILE, FILE:STRENGTH, or either after high= or low= for one of two experts. Raises ShotError."""
+    expert, equals, rest = text.partition("=")
+    if not equals or expert not in EXPERTS[1:]:
+        expert, rest = "", text
+    file, colon, number = rest.rpartition(":")
+    try:
+        strength = float(number) if colon else 1.0
+    except ValueError:  # a colon in the name, such as that behind a drive's letter
+        file, strength = rest, 1.0
+    return Lora(file if colon else rest, strength, expert)

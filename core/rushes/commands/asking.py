@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rushes.commands import making
-from rushes.commands.options import Command, check_text, parse_int, parse_keyframe, parse_model
+from rushes.commands.options import Command, check_text, parse_int, parse_keyframe, parse_lora, parse_model
 from rushes.shot import Shot, ShotError, parse_fps, parse_guidance, parse_size
 
 
@@ -39,6 +39,13 @@ def shot_options(command: Command) -> Command:
             multiple=True,
             metavar="FRAME=IMAGE",
             help="Pass through IMAGE at FRAME; -1 is the last. Repeatable.",
+        ),
+        click.option(
+            "--lora",
+            "loras",
+            multiple=True,
+            metavar="FILE[:STRENGTH]",
+            help="Put a LoRA on the model; high=FILE or low=FILE for one of two experts. Repeatable.",
         ),
         click.option("--fit", is_flag=True, help="Take the nearest size and number of frames that the model allows."),
     ]
@@ -83,4 +90,6 @@ def _read_changes(options: Mapping[str, Any]) -> dict[str, Any]:
     changes = {name: read(options[name]) for name, read in readers.items() if options[name] is not None}
     if options["keyframes"]:
         changes["keyframes"] = tuple(parse_keyframe(text) for text in options["keyframes"])
+    if options["loras"]:
+        changes["loras"] = tuple(parse_lora(text) for text in options["loras"])
     return changes

@@ -46,6 +46,7 @@ def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("steps", "" if shot.steps is None else str(shot.steps)),
         ("guidance", "" if shot.guidance is None else format_guidance(shot.guidance)),
         *((f"keyframe {keyframe.frame}", keyframe.image) for keyframe in shot.keyframes),
+        *((f"lora {lora.expert}".strip(), f"{lora.path} at {lora.strength:g}") for lora in shot.loras),
         ("model", f"{model.get('name', shot.model)} (SHA-256 {model.get('sha256', 'unknown')})"),
         ("unknown words", ", ".join(record.get("unknown_words") or [])),
         ("made by", f"Rushes {record['rushes']}"),

@@ -106,10 +106,12 @@ def warn_of_other_model(expected: Mapping[str, Any], record: Mapping[str, Any], 
             f"(SHA-256 {before[:8] or 'unknown'}, now {now[:8]}): the bits may differ",
             kind="model",
         )
-    if loras := [str(lora.get("name")) for lora in expected.get("loras", ()) if isinstance(lora, Mapping)]:
+    here = {lora["sha256"] for lora in record["model"].get("loras", ())}
+    made_with = [lora for lora in expected.get("loras", ()) if isinstance(lora, Mapping)]
+    if missing := [str(lora.get("name")) for lora in made_with if lora.get("sha256") not in here]:
         reporter.warning(
-            f"the file was made with LoRAs ({', '.join(loras)}), which the command line does not load: "
-            "the clip will be another one",
+            f"the file was made with LoRAs ({', '.join(missing)}), which are not on the model now: the clip will be "
+            "another one; --lora FILE:STRENGTH puts them on",
             kind="model",
         )
 

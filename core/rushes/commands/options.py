@@ -8,6 +8,7 @@ argument, what was got, what is allowed.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from typing import Any, TypeVar
 
 import click
 
-from rushes.shot import Keyframe, ShotError
+from rushes.shot import Keyframe, Lora, ShotError
+from rushes.shot import parse_lora as parse_shot_lora
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -105,3 +107,9 @@ def parse_keyframe(text: str) -> Keyframe:
     if not equals or not image:
         raise ShotError(f"keyframe: got {text!r}; FRAME=IMAGE such as 0=first.png or -1=last.png is allowed")
     return Keyframe(number, os.path.abspath(check_text("keyframe", image))).sealed()
+
+
+def parse_lora(text: str) -> Lora:
+    """[high=|low=]FILE[:STRENGTH], its path made absolute for the same reason."""
+    lora = parse_shot_lora(check_text("lora", text))
+    return dataclasses.replace(lora, path=os.path.abspath(lora.path))

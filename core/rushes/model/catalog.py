@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rushes._version import __version__
-from rushes.model.bundle import Card, bundle_path, digest, joint_digest, read_card
+from rushes.model.bundle import Card, bundle_path, joint_digest, read_card
+from rushes.model.digests import digest
 from rushes.model.files import FilesCard, ModelFiles, files_card
 from rushes.model.memory import DECODE_BYTES, transformer_bytes
+from rushes.model.rack import FEW_GUIDANCE, FEW_STEPS, Rack, Settings, has_few_steps
 from rushes.model.tokenizer import Tokenizer
 from rushes.shot import TRAINED_MEDIA, Keyframe, Shot, ShotError, format_guidance
 
@@ -32,6 +34,7 @@ class Model:
         self.card, self.path = card, path
         self._tokenizer = tokenizer or card.tokenizer()
         self._sha256, self._digests = "", dict[str, str]()
+        self._rack = Rack(card)
 
     @classmethod
     def open(cls, model: str | Path | ModelFiles = "starter") -> Model:
@@ -57,13 +60,15 @@ class Model:
         for name, text in texts(shot).items():
             self._tokens(name, text)
         keyframes = self._keyframes(shot.keyframes, frames)
+        shot = shot.replace(loras=self._rack.resolve(shot.loras))
+        steps, guidance = (FEW_STEPS, FEW_GUIDANCE) if has_few_steps(shot) else (defaults.steps, defaults.guidance)
         self.card.check_keyframes([keyframe.frame for keyframe in keyframes], frames, continues)
         return shot.replace(
             size=size,
             frames=frames,
             fps=shot.fps or defaults.rate,
-            steps=shot.steps or defaults.steps,
-            guidance=defaults.guidance if shot.guidance is None else shot.guidance,
+            steps=shot.steps or steps,
+            guidance=guidance if shot.guidance is None else shot.guidance,
             keyframes=keyframes,
             model=self.card.name if isinstance(self.card, FilesCard) else shot.model,
         )
@@ -76,11 +81,14 @@ class Model:
             found = {path: digest(path) for path in set(paths.values())}
             self._digests = {part: found[path] for part, path in paths.items()}
             self._sha256 = joint_digest(list(self._digests.values()))
+        model = {"name": self.card.name, "sha256": self._sha256, **self.card.details(self._digests, size)}
+        if shot.loras:
+            model |= {"loras": self._rack.record(shot.loras), **self.settings(shot)._asdict()}
         unknown = [word for text in texts(shot).values() for word in self._tokenizer.encode(text)[1]]
         return {
             "rushes": __version__,
             "shot": shot.to_dict(),
-            "model": {"name": self.card.name, "sha256": self._sha256, **self.card.details(self._digests, size)},
+            "model": model,
             "unknown_words": list(dict.fromkeys(unknown)),
             "digital_source_type": TRAINED_MEDIA,
         }
@@ -98,7 +106,11 @@ class Model:
             found.append(f"size: {self.card.name} was trained at {sizes}; other sizes are less exact")
         if shot.keyframes and not self.card.keeps_keyframes:
             found.append(f"keyframe: {self.card.name} was trained on text alone; expect a cut beside a given picture")
-        return found
+        return [*found, *self._rack.notes(shot.loras)]
+
+    def settings(self, shot: Shot) -> Settings:
+        """Solver, schedule and shift of a resolved shot."""
+        return self._rack.settings(shot)
 
     def limits(self) -> dict[str, Any]:
         """What a host's panel shows and offers, JSON-ready. Sizes are (width, height)."""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from rushes.model.clip import ClipVision
 from rushes.model.config import Shapes
+from rushes.model.lora import Adapted, Lora
 from rushes.model.operations import Operations
 from rushes.model.packed import Packed, pack
 from rushes.model.reading import Weight
@@ -35,9 +36,10 @@ class Modules(Mapping[str, nn.Module]):
     Each is read when it is first asked for, and kept until it is let go of.
     """
 
-    def __init__(self, names: tuple[str, ...], load: Callable[[str], nn.Module]) -> None:
-        self._names, self._load = names, load
+    def __init__(self, names: tuple[str, ...], load: Callable[[str], nn.Module], read: Read) -> None:
+        self._names, self._load, self._read = names, load, read
         self._loaded: dict[str, nn.Module] = {}
+        self._adapted: dict[str, Adapted] = {}
 
     def __getitem__(self, name: str) -> nn.Module:
         if name not in self._names:
@@ -60,6 +62,15 @@ class Modules(Mapping[str, nn.Module]):
     def release(self, name: str) -> None:
         """Let go of a part; asked for again, it is read again."""
         self._loaded.pop(name, None)
+        self._adapted.pop(name, None)
+
+    def adapt(self, name: str, loras: Sequence[tuple[Lora, float]]) -> None:
+        """Have these LoRAs, with these strengths, on a transformer, and no others."""
+        if name not in self._adapted:
+            if not loras:
+                return
+            self._adapted[name] = Adapted(self[name], partial(self._read, name))
+        self._adapted[name].use(loras)
 
     def transformer(self, name: str = "transformer") -> Transformer:
         module = self[name]
@@ -100,7 +111,12 @@ def load_modules(
         fill(module, read(name), device, kind, partial(refuse, name))
         return module.eval().requires_grad_(False)
 
-    return Modules(card.parts, load)
+    return Modules(card.parts, load, read)
+
+
+def part_shapes(card: Card, name: str) -> Shapes:
+    """The shapes of a part's tensors by our names, as the card has them."""
+    return {key: tuple(t.shape) for key, t in _empty(card, name, nn).state_dict().items()}
 
 
 def check_shapes(card: Card, name: str, shapes: Shapes, refuse: Refuse) -> None:
