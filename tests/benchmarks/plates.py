@@ -3,10 +3,10 @@
 """Plates against the bare writer: `python tests/benchmarks/plates.py [--compression zip] [--rounds N]`.
 
 The peer is a loop around OpenImageIO that writes the very half floats that Rushes writes, with the same compression,
-and nothing else: no colour, no tags, no check, no hash. Both write the same frames in turn (A B A B ...) in one process.
-Rushes takes float32 sRGB frames, four at a time as a decoder gives them, and ends when all files have their names.
-Ratios are Rushes / peer: of wall time, which is what the goal is about and which other work on the machine spoils, and
-of processor time, which it spoils less. Linux or macOS. A missed goal is printed, and is no error.
+and nothing else: no colour, no tags, no check, no hash. Both write the same frames in turn (A B A B ...) in one
+process. Rushes takes float32 sRGB frames, four at a time as a decoder gives them, and ends when all files have their
+names. Ratios are Rushes / peer: of wall time, which is what the goal is about and which other work on the machine
+spoils, and of processor time, which it spoils less. Linux or macOS. A missed goal is printed, and is no error.
 """
 
 from __future__ import annotations
