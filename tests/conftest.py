@@ -409,6 +409,20 @@ def wan_pipeline(tmp_path: Path, trained_spiece: bytes) -> Callable[..., Any]:
     return build
 
 
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, so that no model of the machine's user is met; the settings and caches lie below it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "RUSHES_COMFYUI"):
+        monkeypatch.delenv(name, raising=False)
+    for name, folder in (("XDG_CONFIG_HOME", "config"), ("XDG_CACHE_HOME", "cache"), ("XDG_DATA_HOME", "data")):
+        monkeypatch.setenv(name, str(home / folder))
+    for name in ("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(home))
+    return home
+
+
 @pytest.fixture(scope="session")
 def starter() -> str:
     """The name of the shipped model; fails, and never skips, when its weights are missing."""

@@ -27,8 +27,9 @@ PLUGINS = CORE / "plugins" if (CORE / "plugins").is_dir() else CORE.parent.paren
 ARROWS = {
     "_version": set(),
     "shot": set(),
+    "folders": set(),  # where the user's own files lie, which models and jobs both ask
     "attention": {"_version"},
-    "model": {"attention", "shot", "_version"},
+    "model": {"attention", "shot", "folders", "_version"},
     "sampling": {"shot"},
     "media": {"shot", "_version"},
     "progress": set(),  # what the engine tells; a file of its own for the engine's length alone
@@ -36,7 +37,7 @@ ARROWS = {
     "velocity": {"model", "sampling", "conditions", "progress"},
     "engine": {"model", "sampling", "media", "shot", "progress", "conditions", "velocity", "_version"},
     "starter": {"model", "sampling", "media", "shot", "engine", "_version"},
-    "jobs": {"engine", "media", "shot", "progress", "_version"},
+    "jobs": {"engine", "media", "shot", "progress", "folders", "_version"},
     "publish": {"media", "jobs", "shot", "_version"},
 }
 TOP = {"__init__", "__main__", "cli", "commands", "doctor"}

@@ -314,11 +314,12 @@ def test_a_terminal_gets_a_bar_and_a_pipe_does_not(
     assert b"denoising" in shown and b"3/3" in shown and b"s/step" in shown and b"left" in shown
 
 
-def test_the_starter_is_listed(rushes: Run, starter: str) -> None:
-    """With its defaults."""
+def test_the_starter_is_listed(rushes: Run, starter: str, nobody: Path) -> None:
+    """With its defaults, and alone where no other model is found."""
     assert _made(rushes, "models").stdout.startswith("starter: ")
-    (facts,) = json.loads(_made(rushes, "models", "--json").stdout)
-    assert facts["name"] == "starter" and facts["bytes"] < 48_000_000 and len(facts["words"]) > 50
+    (row,) = json.loads(_made(rushes, "models", "--json").stdout)
+    assert row["name"] == "starter" and row["ready"] and row["bytes"] < 48_000_000 and row["frames"] == 33
+    assert len(json.loads(_made(rushes, "models", "show", "starter", "--json").stdout)["words"]) > 50
 
 
 def test_the_starter_makes_the_readme_shot(rushes: Run, starter: str, tmp_path: Path, tree: Tree) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from rushes.conditions import Conditioner
 from rushes.model import bundle, files
-from rushes.model.bundle import SHIPPED as SHIPPED
 from rushes.model.catalog import Model as Model
 from rushes.model.catalog import texts
 from rushes.model.files import FilesCard, ModelFiles
@@ -36,6 +35,7 @@ from rushes.model.memory import (
 )
 from rushes.model.operations import Operations
 from rushes.model.preview import SIDE, fit_preview
+from rushes.model.shelf import look as look
 from rushes.progress import (
     Cancel,
     Cancelled,
@@ -110,7 +110,7 @@ class Engine(Model):
         operations: Operations | None = None,
         prepare: Prepare | None = None,
     ) -> Engine:
-        """Load a model: a name, a folder, or a .safetensors file of ours, or Wan's files.
+        """Load a model: a name on the shelf, its folder or file, or Wan's files.
 
         device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
         when None; under float16 the text is read in bfloat16. decode_memory: bytes that the decoder's activations may

@@ -12,10 +12,12 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from rushes.model.places import is_weights
 from rushes.shot import Keyframe, Lora, ShotError
 from rushes.shot import parse_lora as parse_shot_lora
 
@@ -89,7 +91,7 @@ def parse_float(name: str, text: str) -> float:
 
 def parse_model(text: str) -> str:
     """A model's name as it is, a path made absolute, so that a shot can be made again from any folder."""
-    is_path = text.endswith(".safetensors") or any(mark in text for mark in (os.sep, os.altsep) if mark)
+    is_path = is_weights(Path(text)) or any(mark in text for mark in (os.sep, os.altsep) if mark)
     return os.path.abspath(check_text("model", text)) if is_path else check_text("model", text)
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rushes._version import __version__
+from rushes.folders import user_folder
 from rushes.shot import Shot, ShotError
 
 VERSION = 1
@@ -48,13 +49,7 @@ def jobs_home() -> Path:
     """Where job folders live: RUSHES_JOBS, or the user's data folder by the habits of the system."""
     if asked := os.environ.get(_HOME_VARIABLE):
         return Path(asked).expanduser().absolute()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "rushes" / "jobs"
+    return user_folder("data") / "jobs"
 
 
 class Job:

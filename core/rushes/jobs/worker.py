@@ -216,11 +216,12 @@ class Worker:
         return {"job": job.id, "folder": str(job.path), "state": state, "shot": job.request()["shot"]}
 
     def _models(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The limits of the shipped models, or of one by name, folder or file."""
-        from rushes.engine import SHIPPED, Model
+        """The limits of the models on the shelf that can be used, or of one by name, folder or file."""
+        from rushes.engine import Model, look
 
-        asked = _taken(params, "model", str, "")
-        return {"models": [Model.open(name).limits() for name in ([asked] if asked else SHIPPED)]}
+        if asked := _taken(params, "model", str, ""):
+            return {"models": [Model.open(asked).limits()]}
+        return {"models": [entry.limits for entry in look().entries if entry.is_ready]}
 
     def _estimate(self, params: dict[str, Any]) -> dict[str, Any]:
         from rushes.jobs.estimate import estimate

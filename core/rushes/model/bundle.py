@@ -118,6 +118,16 @@ class Card:
         """What a record says of the model beside its name and digest. digests: SHA-256 of each of `paths`."""
         return {}
 
+    def limits(self) -> dict[str, Any]:
+        """What a host's panel shows and offers, JSON-ready. Sizes are (width, height)."""
+        defaults = self.defaults
+        return {
+            "name": self.name, "size": list(defaults.size), "size_step": self.pixel_step, "max_pixels": self.max_pixels,
+            "frames": defaults.frames, "frames_step": self.vae.temporal_factor, "max_frames": self.max_frames,
+            "trained_frames": self.trained_frames, "fps": defaults.fps, "steps": defaults.steps,
+            "guidance": defaults.guidance, "negative": defaults.negative,
+        }  # fmt: skip
+
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of its modules, see `loading.Modules`."""

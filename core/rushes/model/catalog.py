@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rushes._version import __version__
-from rushes.model.bundle import Card, bundle_path, joint_digest, read_card
+from rushes.model.bundle import Card, joint_digest, read_card
 from rushes.model.digests import digest
 from rushes.model.files import FilesCard, ModelFiles, files_card
+from rushes.model.finding import find_model
 from rushes.model.memory import DECODE_BYTES, transformer_bytes
 from rushes.model.rack import FEW_GUIDANCE, FEW_STEPS, Rack, Settings, has_few_steps
 from rushes.model.tokenizer import Tokenizer
@@ -38,11 +39,11 @@ class Model:
 
     @classmethod
     def open(cls, model: str | Path | ModelFiles = "starter") -> Model:
-        """A model by name, folder or .safetensors file, or by its files. Raises ShotError for one that is not there."""
-        if isinstance(model, ModelFiles):
-            return Model(files_card(model), model.transformer)
-        path = bundle_path(model)
-        return Model(read_card(path), path)
+        """A model by name, folder or file, or by its files. Raises ShotError for one that is not there."""
+        found = model if isinstance(model, ModelFiles) else find_model(model)
+        if isinstance(found, ModelFiles):
+            return Model(files_card(found), found.transformer)
+        return Model(read_card(found), found)
 
     def resolve(self, shot: Shot, fit: bool = False, continues: bool = False) -> Shot:
         """The shot with the model's defaults filled in, checked against the model.
@@ -70,7 +71,7 @@ class Model:
             steps=shot.steps or steps,
             guidance=guidance if shot.guidance is None else shot.guidance,
             keyframes=keyframes,
-            model=self.card.name if isinstance(self.card, FilesCard) else shot.model,
+            model=(self.card.files.reference or self.card.name) if isinstance(self.card, FilesCard) else shot.model,
         )
 
     def record(self, shot: Shot) -> dict[str, Any]:
@@ -114,13 +115,7 @@ class Model:
 
     def limits(self) -> dict[str, Any]:
         """What a host's panel shows and offers, JSON-ready. Sizes are (width, height)."""
-        card, defaults = self.card, self.card.defaults
-        return {
-            "name": card.name, "size": list(defaults.size), "size_step": card.pixel_step, "max_pixels": card.max_pixels,
-            "frames": defaults.frames, "frames_step": card.vae.temporal_factor, "max_frames": card.max_frames,
-            "trained_frames": card.trained_frames, "fps": defaults.fps, "steps": defaults.steps,
-            "guidance": defaults.guidance, "negative": defaults.negative,
-        }  # fmt: skip
+        return self.card.limits()
 
     def work(self, shot: Shot) -> Work:
         """What a resolved shot costs, counted from the model's shape."""

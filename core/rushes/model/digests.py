@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from rushes.model import bundle
-from rushes.model.reading import INDEX, files_of
+from rushes.model.places import INDEX
+from rushes.model.reading import files_of
 
 
 def digest(path: Path) -> str:

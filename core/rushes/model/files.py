@@ -69,7 +69,7 @@ class ModelFiles:
     transformer, text, vae: .safetensors or .pth files; one file may hold several parts. transformer_low: of Wan 2.2
     A14B, whose `transformer` is then the high-noise expert. clip: the vision tower of Wan 2.1 image-to-video.
     solver: "unipc" or "euler". schedule: a name in `sampling.schedules`; Wan's own goes with unipc, ComfyUI's "simple"
-    with euler.
+    with euler. reference: what these files are found by again, a name on the shelf or a path.
     """
 
     transformer: Path
@@ -80,6 +80,7 @@ class ModelFiles:
     schedule: str | None = None
     clip: Path | None = None
     transformer_low: Path | None = None
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         for name in EXPECTED:
@@ -88,7 +89,8 @@ class ModelFiles:
 
     @property
     def name(self) -> str:
-        return self.transformer.stem
+        is_named = self.reference is not None and Path(self.reference) != self.transformer
+        return Path(str(self.reference)).name if is_named else self.transformer.stem
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -162,12 +164,12 @@ def files_card(files: ModelFiles) -> FilesCard:
     headers = {part: _header(part, path) for part, path in files.paths.items()}
     shapes = {part: _shapes(part, files.paths[part], header) for part, header in headers.items()}
     transformer = _transformer(files.transformer, shapes["transformer"], headers["transformer"].metadata)
-    form = forms.find_form(transformer, files.name, files.transformer_low is not None)
+    form = forms.find_form(transformer, f"{files.name} {files.transformer.stem}", files.transformer_low is not None)
     check_experts(files, form, shapes)
     text, vae = _text(files.text, shapes["text"]), _vae(files.vae, shapes["vae"])
     _check_pairs(files, transformer, text, vae)
     clip = _clip(files, transformer, shapes.get("clip"), headers)
-    if not _has_tokenizer(headers["text"]) and _tokenizer_file(files.text) is None:
+    if not has_tokenizer(headers["text"]) and tokenizer_file(files.text) is None:
         raise ShotError(
             f"text: got {files.text.name}, which has no tokenizer in it and none beside it; a file with a {SPIECE}, as "
             "ComfyUI's umt5_xxl_fp16.safetensors is, or UMT5's tokenizer.json in the same folder, is expected"
@@ -357,7 +359,7 @@ def _check_pairs(files: ModelFiles, transformer: TransformerConfig, text: TextCo
         )
 
 
-def _has_tokenizer(header: Header) -> bool:
+def has_tokenizer(header: Header) -> bool:
     """Whether a text encoder's file brings its own: ComfyUI's in a tensor, GGUF in its notes."""
     return SPIECE in strip_prefix(header.shapes).values() or f"{GGUF_PREFIX}model" in header.metadata
 
@@ -370,10 +372,10 @@ def _tokenizer(text: Path, max_tokens: int) -> UnigramTokenizer:
     pieces = state[inside] if inside is not None else None
     if isinstance(pieces, Tensor):
         return UnigramTokenizer.from_sentencepiece(bytes(pieces.numpy()), max_tokens)
-    return UnigramTokenizer.from_file(_tokenizer_file(text) or text.with_name("tokenizer.json"), max_tokens)
+    return UnigramTokenizer.from_file(tokenizer_file(text) or text.with_name("tokenizer.json"), max_tokens)
 
 
-def _tokenizer_file(text: Path) -> Path | None:
+def tokenizer_file(text: Path) -> Path | None:
     """tokenizer.json in the text encoder's folder, or where Wan's and diffusers' folders have it."""
     places = (text.parent, text.parent / "google" / "umt5-xxl", text.parent.parent / "tokenizer")
     return next((path for place in places if (path := place / "tokenizer.json").is_file()), None)

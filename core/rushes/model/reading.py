@@ -22,13 +22,12 @@ from torch import Tensor
 
 from rushes.model import ggufs, pickles
 from rushes.model.packed import Packed
+from rushes.model.places import INDEX, SUFFIXES
 from rushes.shot import ShotError
 
 Weight = Tensor | Packed
 
 MAX_HEADER = 16 * 2**20  # bytes; Wan's largest safetensors header has 0.2 MB
-INDEX = ".safetensors.index.json"
-SUFFIXES = (".safetensors", ".gguf", ".pth", ".pt", INDEX)
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
