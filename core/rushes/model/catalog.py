@@ -15,6 +15,7 @@ from rushes.model.files import FilesCard, ModelFiles, files_card
 from rushes.model.finding import find_model
 from rushes.model.memory import DECODE_BYTES, transformer_bytes
 from rushes.model.rack import FEW_GUIDANCE, FEW_STEPS, Rack, Settings, has_few_steps
+from rushes.model.reading import size_of
 from rushes.model.tokenizer import Tokenizer
 from rushes.shot import TRAINED_MEDIA, Keyframe, Shot, ShotError, format_guidance
 
@@ -126,7 +127,7 @@ class Model:
         tokens = latent_frames * (h // transformer.patch_size) * (w // transformer.patch_size)
         batch = 2 if shot.is_guided else 1
         flops = batch * shot.steps * transformer.flops(tokens)
-        weights = sum(path.stat().st_size for path in set(self.card.paths(self.path).values()))
+        weights = sum(size_of(path) for path in set(self.card.paths(self.path).values()))
         peak = transformer_bytes(transformer, batch, tokens, 4) + DECODE_BYTES
         return Work(flops, shot.frames * shot.size[0] * shot.size[1], 2 * weights + peak)
 

@@ -100,6 +100,11 @@ def files_of(path: Path) -> list[Path]:
     return _shards(path) if path.name.endswith(INDEX) else [path]
 
 
+def size_of(path: Path) -> int:
+    """Bytes of the files that hold the weights. Raises ShotError."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def _found(path: str | Path) -> Path:
     """The file itself, of a folder the one in it; its kind is what its name says."""
     path = Path(path)

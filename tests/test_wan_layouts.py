@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""The table of layouts and precisions: whole routes of four steps from files as they lie on disk, against diffusers.
+
+Each file is written here, with tiny random weights. diffusers gets the same weights as plain float32, opened by another
+path than ours: for fp8 by a product in torch, for GGUF by the `gguf` package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rushes import Engine, Shot
+from rushes.model import checkpoint
+from rushes.model.checkpoint import strip_prefix
+from rushes.model.files import ModelFiles
+from rushes.model.text import EMBEDDING, TIED_EMBEDDING
+
+Make = Callable[..., Any]
+State = dict[str, Tensor]
+RELATIVE = 2e-5
+PLAIN = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}  # fmt: skip
+SCALED = ("marked", "noted", "inline")
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+SHOT = Shot("a red ball rolls, close-up café", "wet sand", (32, 32), 5, seed=6, steps=4, guidance=5.0)
+
+_spec = importlib.util.spec_from_file_location("quantising", Path(__file__).parent / "model" / "quantising.py")
+assert _spec is not None and _spec.loader is not None
+quantising = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(quantising)
+
+
+@pytest.fixture
+def wan(tiny_wan: Make, trained_spiece: bytes) -> SimpleNamespace:
+    """Rows of 256 and 512, which all of GGUF's blocks divide, and 128 channels to a head, as GGUF cannot say."""
+    found: SimpleNamespace = tiny_wan("comfy", spiece=trained_spiece, dim=256, ffn_dim=512, text_width=256)
+    return found
+
+
+def sharded(folder: Path, state: Mapping[str, Tensor], stem: str = "diffusion_pytorch_model") -> Path:
+    """Three shards with their index; tensors are dealt out, as real shards do not respect blocks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    where = {name: f"{stem}-0000{i % 3 + 1}-of-00003.safetensors" for i, name in enumerate(sorted(state))}
+    for file in set(where.values()):
+        save_file({name: t.contiguous().clone() for name, t in state.items() if where[name] == file}, folder / file)
+    index = folder / f"{stem}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def renamed(state: Mapping[str, Tensor], names: Callable[[list[str]], dict[str, str]]) -> State:
+    new = names(list(state))
+    return {new[name]: t.clone() for name, t in state.items()}
+
+
+def rounded(wan: SimpleNamespace, dtype: torch.dtype) -> dict[str, State]:
+    """All weights in a type; the VAE's in float32 where that is fp8. What they are goes back into `wan.states`."""
+    found = {}
+    for part, state in wan.states.items():
+        kind = torch.float32 if part == "vae" and dtype.itemsize == 1 else dtype
+        found[part] = {name: t.to(kind) for name, t in state.items()}
+        wan.states[part] = {name: t.float() for name, t in found[part].items()}
+    found["text"].pop(TIED_EMBEDDING)
+    return found
+
+
+def write_original(folder: Path, states: dict[str, State], tokenizer: Callable[[Path], None]) -> ModelFiles:
+    """Wan's own folder: sharded transformer, and two torch files."""
+    index = sharded(folder, states["transformer"])
+    text, vae = folder / "models_t5_umt5-xxl-enc-bf16.pth", folder / "Wan2.1_VAE.pth"
+    torch.save(renamed(states["text"], checkpoint.text_names_to_original), text)
+    torch.save(states["vae"], vae)
+    tokenizer(folder / "google" / "umt5-xxl" / "tokenizer.json")
+    return ModelFiles(index, text, vae)
+
+
+def write_diffusers(folder: Path, states: dict[str, State], tokenizer: Callable[[Path], None]) -> ModelFiles:
+    """A pipeline's folder: a sharded transformer and text encoder, and a VAE."""
+    transformer = sharded(
+        folder / "transformer", renamed(states["transformer"], checkpoint.transformer_names_to_diffusers)
+    )
+    text = sharded(folder / "text_encoder", states["text"], "model")
+    (folder / "vae").mkdir()
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file(renamed(states["vae"], checkpoint.vae_names_to_diffusers), vae)
+    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    tokenizer(folder / "tokenizer" / "tokenizer.json")
+    return ModelFiles(transformer, text, vae)
+
+
+WRITERS = {"original": write_original, "diffusers": write_diffusers}
+
+
+def written(
+    wan: SimpleNamespace, layout: str, precision: str, folder: Path, tokenizer: Callable[[Path], None]
+) -> ModelFiles:
+    """The model in that layout and precision; `wan.states` then holds its weights as they are when opened."""
+    files: ModelFiles = wan.files
+    if precision in PLAIN:
+        states = rounded(wan, PLAIN[precision])
+        if layout in WRITERS:
+            return WRITERS[layout](folder, states, tokenizer)
+        for part, state in states.items():
+            path = files.paths[part]
+            names = {bare: name for name, bare in strip_prefix(load_file(path)).items()}
+            extras = {name: t.clone() for name, t in load_file(path).items() if t.dtype is torch.uint8}
+            save_file({**{names[name]: t.clone() for name, t in state.items() if name in names}, **extras}, path)
+        return files
+    for part in ("transformer", "text"):
+        path = files.paths[part]
+        if precision in SCALED:
+            opened = quantising.write_fp8(path, precision, torch.float8_e4m3fn)
+        else:
+            path, opened = quantising.write_gguf(path, precision)
+            files = dataclasses.replace(files, **{part: path})
+        wan.states[part].update({strip_prefix([name])[name]: t for name, t in opened.items()})
+    if EMBEDDING in wan.states["text"]:
+        wan.states["text"][TIED_EMBEDDING] = wan.states["text"][EMBEDDING]
+    return files
+
+
+TABLE = [
+    *((layout, precision) for layout in ("original", "diffusers", "comfy") for precision in PLAIN),
+    *(("comfy", precision) for precision in (*SCALED, *BLOCKS)),
+]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("layout", "precision"), TABLE)
+def test_a_shot_from_every_layout_and_precision_is_diffusers(
+    wan: SimpleNamespace, wan_pipeline: Make, tmp_path: Path, layout: str, precision: str
+) -> None:
+    """Latents within 2e-5 of their largest value, in float32."""
+    reference: dict[str, Any] = {}
+
+    def tokenizer(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reference["tokenizer"] = path
+
+    files = written(wan, layout, precision, tmp_path / "model", tokenizer)
+    pipeline = wan_pipeline(wan, "WanPipeline")
+    if "tokenizer" in reference:
+        pipeline.tokenizer.backend_tokenizer.save(str(reference["tokenizer"]))
+    engine = Engine.load(dataclasses.replace(files, schedule="diffusers_unipc", shift=5.0), device="cpu")
+    ours = engine.denoise(SHOT)
+    theirs = pipeline(
+        prompt=SHOT.prompt, negative_prompt=SHOT.negative, width=32, height=32, num_frames=5, num_inference_steps=4,
+        guidance_scale=5.0, output_type="latent", generator=torch.Generator("cpu").manual_seed(6),
+    ).frames  # fmt: skip
+    error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    print(f"\nlargest difference, relative: {error:.1e}")
+    assert theirs.std() > 0.1
+    assert error <= RELATIVE
+    record = engine.record(engine.resolve(SHOT))["model"]
+    assert len(record["sha256"]) == 64 and set(record["files"]) == {"transformer", "text", "vae"}
