@@ -91,7 +91,7 @@ def test_planes_are_those_of_a_slow_loop(bits: int, rows: int, size: tuple[int, 
     frame = np.random.default_rng().random((height, width, 3), dtype=np.float32)
     scale = 2 ** (bits - 8)
     codes = np.array([[bt709(tuple(frame[y, x])) for x in range(width)] for y in range(height)]) * scale
-    luma, blue, red = to_ycbcr(frame, bits, rows)
+    luma, blue, red = to_ycbcr(frame, bits, 2, rows)
     assert np.abs(luma - codes[..., 0]).max() <= 0.51
     for plane, channel in ((blue, 1), (red, 2)):
         assert plane.shape == (height // rows, (width + 1) // 2)

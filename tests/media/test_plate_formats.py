@@ -120,7 +120,7 @@ def test_float_repairs_what_is_no_number(tmp_path: Path, make_record: Any, make_
 
 
 REFUSALS = [
-    (["a.exr"], {"compression": "htj2k"}, r"^--compression: got 'htj2k'; allowed are zip, dwaa, piz, none$"),
+    (["a.exr"], {"compression": "htj2k"}, r"^--compression: got 'htj2k'; allowed are zip, zips, dwaa, piz, none$"),
     (["a.exr"], {"compression": "ZIP"}, r"^--compression: got 'ZIP'; allowed are"),
     (["a.exr"], {"compression": ""}, r"^--compression: got ''; allowed are"),
     (["a.exr"], {"depth": "double"}, r"^--depth: got 'double'; allowed are half, float$"),

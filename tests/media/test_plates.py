@@ -16,7 +16,7 @@ import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 import pytest
 
 from rushes.media import open_outputs
-from rushes.media.plates import timecode
+from rushes.media.timecodes import timecode
 
 AP1 = (0.713, 0.293, 0.165, 0.83, 0.128, 0.044, 0.32168, 0.33767)
 REC709 = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)

@@ -14,7 +14,7 @@ import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 import pytest
 
 from rushes.media import open_outputs, read_frames
-from rushes.media.plates import frame_of_timecode, timecode
+from rushes.media.timecodes import frame_of_timecode, timecode
 from rushes.shot import ShotError
 
 REC709_TAG = {"chromaticities": ("float[8]", (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329))}

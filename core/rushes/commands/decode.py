@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 
 from rushes.commands import making
 from rushes.commands.making import Delivery
-from rushes.commands.options import check_output_options, output_options, parse_model
+from rushes.commands.options import check_output_options, output_options, parse_model, read_format
 from rushes.commands.reporting import make_reporter
 from rushes.commands.stopping import stop_on_signals
 from rushes.shot import Shot, ShotError
@@ -24,13 +25,10 @@ def decode(
     latents_file: str,
     model: str | None,
     outputs: tuple[str, ...],
-    colorspace: str | None,
-    depth: str | None,
-    compression: str | None,
-    manifest: bool | None,
     overwrite: bool,
     device: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Turn LATENTS (written by `generate -o latents.safetensors`) into a movie, a plate or a still."""
     from rushes.media import read_latents
@@ -41,7 +39,7 @@ def decode(
     shot = Shot.from_dict(source["shot"])
     if model is not None:
         shot = shot.replace(model=parse_model(model))
-    delivery = Delivery(outputs, colorspace, overwrite, compression, depth, manifest)
+    delivery = Delivery(outputs, overwrite, read_format(options))
     delivery.check(shot)
 
     import torch

@@ -13,7 +13,7 @@ import click
 from rushes.commands import making
 from rushes.commands.asking import read_shot, shot_options
 from rushes.commands.making import Delivery
-from rushes.commands.options import check_output_options, output_options
+from rushes.commands.options import check_output_options, output_options, read_format
 from rushes.commands.reporting import Reporter, make_reporter
 from rushes.commands.stopping import stop_on_signals
 from rushes.shot import Shot
@@ -26,10 +26,6 @@ def generate(
     prompt: tuple[str, ...],
     source: str | None,
     outputs: tuple[str, ...],
-    colorspace: str | None,
-    depth: str | None,
-    compression: str | None,
-    manifest: bool | None,
     overwrite: bool,
     device: str | None,
     as_json: bool,
@@ -44,7 +40,7 @@ def generate(
     started = time.perf_counter()
     check_output_options(outputs, device)
     shot, expected = read_shot(prompt, source, options)
-    delivery = Delivery(outputs, colorspace, overwrite, compression, depth, manifest)
+    delivery = Delivery(outputs, overwrite, read_format(options))
     delivery.check(shot)
     with make_reporter(as_json) as reporter, making.warnings_reported(reporter):
         shot, files, record = _make(shot, expected, delivery, device, fit, reporter)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rushes.commands.reporting import Reporter
@@ -22,24 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where the frames go. paths: as given with -o; the others as OutputFormat has them."""
+    """Where the frames go. paths: as given with -o; form: fields of OutputFormat that are not its defaults."""
 
     paths: tuple[str, ...]
-    colorspace: str | None = None
     overwrite: bool = False
-    compression: str | None = None
-    depth: str | None = None
-    manifest: bool | None = None
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"compression": self.compression, "depth": self.depth, "manifest": self.manifest}
+    form: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, shot: Shot) -> None:
         """Raise ShotError if any of the outputs cannot be written. The shot need not be resolved."""
         from rushes.media import check_outputs
 
-        check_outputs(self.paths, shot.frames, self.overwrite, self.colorspace, shot.size, **self._options)
+        form = {"colorspace": None, **self.form}
+        check_outputs(self.paths, shot.frames, self.overwrite, size=shot.size, **form)
 
     @property
     def wants_pictures(self) -> bool:
@@ -58,10 +52,9 @@ class Delivery:
         with open_outputs(
             self.paths,
             record,
-            colorspace=self.colorspace,
             overwrite=self.overwrite,
             latents=latents.numpy(force=True),
-            **self._options,
+            **self.form,
         ) as outputs:
             if self.wants_pictures:
                 for frames in engine.decode(latents, on_progress=reporter.progress, cancel=stop.event):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +39,28 @@ def output_options(command: Command) -> Command:
         ),
         click.option("--colorspace", metavar="NAME", help="Colour space of an EXR plate (default ACEScg)."),
         click.option("--depth", metavar="DEPTH", help="Numbers in an EXR plate: half (default) or float."),
-        click.option("--compression", metavar="NAME", help="Of an EXR plate: zip (default), piz, dwaa or none."),
+        click.option("--compression", metavar="NAME", help="Of an EXR plate: zip (default), zips, piz, dwaa or none."),
+        click.option(
+            "--alpha", metavar="KIND", help="Of an EXR plate: none (default), or solid, which is 1 everywhere."
+        ),
+        click.option(
+            "--inverse-view",
+            metavar="VIEW",
+            help="EXR that looks like the clip through VIEW: default (ACES 1.0 SDR), or a name in the OCIO config.",
+        ),
+        click.option("--cap", metavar="X", help="With --inverse-view: light is bent to stay below X (default 8)."),
+        click.option("--start-frame", metavar="N", help="Number of the first file of a sequence (default 1001)."),
+        click.option("--timecode", metavar="HH:MM:SS:FF", help="Of the first frame (default: the frame number)."),
+        click.option("--handles", metavar="N", help="Frames at each end that are no part of the cut (default 0)."),
+        click.option(
+            "--overscan", metavar="N", help="Pixels at each side outside an EXR's display window (default 0)."
+        ),
+        click.option("--slate", is_flag=True, help="A picture that tells of the plate, one number before its first."),
+        click.option(
+            "--codec",
+            metavar="NAME",
+            help="Of a .mov: prores-422hq (default), prores-4444, dnxhr-hqx; of .mov and .mp4: h264, h264-10bit.",
+        ),
         click.option(
             "--manifest/--no-manifest",
             default=None,
@@ -52,6 +73,18 @@ def output_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def read_format(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of media's OutputFormat that the command line gives. Raises ShotError for what is no number."""
+    texts = ("colorspace", "depth", "compression", "alpha", "inverse_view", "timecode", "codec", "manifest")
+    given: dict[str, Any] = {name: options[name] for name in texts if options[name] is not None}
+    for name in ("start_frame", "handles", "overscan"):
+        if options[name] is not None:
+            given[name] = parse_int(name.replace("_", " "), options[name])
+    if options["cap"] is not None:
+        given["cap"] = parse_float("cap", options["cap"])
+    return {**given, "slate": True} if options["slate"] else given
 
 
 def check_output_options(outputs: Sequence[str], device: str | None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rushes.media.format import OutputFormat
-from rushes.media.paths import PICTURES, STILLS, Target, manifest_name
+from rushes.media.paths import CODECS, PICTURES, STILLS, Target, manifest_name
 from rushes.shot import ShotError
 
 
@@ -49,11 +49,12 @@ def checked_targets(
                 raise ShotError(f"-o {target.text}: it is the same output as -o {earlier.text}; give each name once")
     for target in targets:
         _check_pattern(target, frames)
-        _check_size(target, size)
+        _check_size(target, size, form)
         _check_place(target, overwrite)
     _check_manifests(targets, overwrite, form)
     _check_timeline(targets)
     form.check(targets)
+    form.check_shot(frames, size)
     return targets
 
 
@@ -66,13 +67,18 @@ def _check_pattern(target: Target, frames: int | None) -> None:
         )
 
 
-def _check_size(target: Target, size: tuple[int, int] | None) -> None:
-    if size is None or target.kind != "mp4" or not any(side % 2 for side in size):
+def _check_size(target: Target, size: tuple[int, int] | None, form: OutputFormat) -> None:
+    if size is None or target.kind not in CODECS:
+        return
+    codec = form.codec or CODECS[target.kind][0]
+    if codec == "dnxhr-hqx" and (size[0] < 256 or size[1] < 120):
+        raise ShotError(f"-o {target.text}: the size is {size[0]}x{size[1]}; DNxHR allows 256x120 and more")
+    if not codec.startswith("h264") or not any(side % 2 for side in size):
         return
     low, high = [side - side % 2 for side in size], [side + side % 2 for side in size]
     raise ShotError(
         f"-o {target.text}: the size is {size[0]}x{size[1]}; H.264 in 4:2:0 needs an even width and height, "
-        f"such as {low[0]}x{low[1]} or {high[0]}x{high[1]} (a .mov takes any size)"
+        f"such as {low[0]}x{low[1]} or {high[0]}x{high[1]} (ProRes takes any size)"
     )
 
 

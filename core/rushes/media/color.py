@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""Colour by OpenColorIO, from one pinned built-in configuration.
+"""Colour by OpenColorIO, from one pinned built-in configuration and the one that $OCIO names.
 
-The configuration is ACES 1.3 for CG work. It is named in full because `default` and `latest` mean different
-files in different releases of OpenColorIO, and `$OCIO` is not read: a shot gives the same numbers everywhere.
+The pinned configuration is ACES 1.3 for CG work. It is named in full because `default` and `latest` mean different
+files in different releases of OpenColorIO. A name that it knows means the same everywhere, $OCIO set or not, so that a
+shot gives the same numbers; names that only the studio's configuration knows are the studio's, and so are roles, such
+as scene_linear. Numbers go from one to the other by the roles for interchange that every configuration of ACES has.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,8 +48,9 @@ CHROMATICITIES: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Space:
-    """A colour space of the configuration: canonical name, Color Interop ID or "", primaries or None.
+    """A colour space: canonical name, Color Interop ID or "", primaries or None.
 
+    config: the configuration that has it, CONFIG or what $OCIO names;
     is_bounded: whether its values mean nothing outside of 0 ... 1, as those of a video; false for light and logs.
     """
 
@@ -54,6 +58,7 @@ class Space:
     interop_id: str
     chromaticities: tuple[float, ...] | None
     is_bounded: bool = False
+    config: str = CONFIG
 
 
 @lru_cache(maxsize=1)
@@ -67,9 +72,42 @@ def config() -> ocio.Config:
         ) from error
 
 
+def studio_name() -> str:
+    """What $OCIO says; "" where it is not set."""
+    return os.environ.get("OCIO", "")
+
+
+def studio() -> ocio.Config | None:
+    """The configuration that $OCIO names, None where it is not set. Raises ShotError for what is none."""
+    name = studio_name()
+    return _from_file(name) if name else None
+
+
+@lru_cache(maxsize=4)
+def _from_file(name: str) -> ocio.Config:
+    try:
+        return ocio.Config.CreateFromFile(name)
+    except ocio.Exception as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ShotError(f"$OCIO: got {name!r} ({reason}); a configuration of OpenColorIO is allowed") from error
+
+
+def _home(name: str) -> tuple[str, ocio.ColorSpace | None]:
+    """The configuration that gives a name its meaning, and the space; None where neither has it."""
+    pinned = config()
+    if pinned.hasRole(name) or pinned.getColorSpace(name) is None:
+        theirs = studio()
+        found = theirs.getColorSpace(name) if theirs is not None else None
+        if found is not None and pinned.getColorSpace(found.getName()) is None:
+            return studio_name(), found
+        if found is not None:
+            name = found.getName()
+    return CONFIG, pinned.getColorSpace(name)
+
+
 def find_space(name: str) -> Space:
     """The colour space of a name, alias or role, upper and lower case alike. Raises ShotError."""
-    space = config().getColorSpace(name)
+    place, space = _home(name)
     if space is None:
         raise ShotError(f"--colorspace: got {name!r}{_hint(name)}; allowed are {', '.join(EXAMPLES)} and others")
     if space.isData():
@@ -80,7 +118,21 @@ def find_space(name: str) -> Space:
     # This configuration lists each space's Color Interop ID among its aliases.
     interop_id = next((alias for alias in space.getAliases() if alias.endswith("_scene")), "")
     gamut = interop_id.split("_")[1] if interop_id else ""
-    return Space(space.getName(), interop_id, CHROMATICITIES.get(gamut), space.getEncoding() == "sdr-video")
+    if place != CONFIG:
+        _check_interchange(name, space.getName())
+    is_bounded = space.getEncoding() == "sdr-video"
+    return Space(space.getName(), interop_id, CHROMATICITIES.get(gamut), is_bounded, place)
+
+
+def _check_interchange(asked: str, name: str) -> None:
+    try:
+        _processor(SRGB, name, False, studio_name())
+    except ocio.Exception as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ShotError(
+            f"--colorspace: {asked!r} of $OCIO cannot be reached ({reason}); a space of a configuration with the roles "
+            "aces_interchange and cie_xyz_d65_interchange is allowed"
+        ) from error
 
 
 def list_spaces() -> list[dict[str, Any]]:
@@ -107,7 +159,8 @@ def find_gamut(primaries: Sequence[float]) -> Space | None:
 
 def _hint(name: str) -> str:
     names: dict[str, str] = {}
-    for space in config().getColorSpaces():
+    theirs = studio()
+    for space in [*config().getColorSpaces(), *(theirs.getColorSpaces() if theirs is not None else [])]:
         for known in (space.getName(), *space.getAliases()):
             names.setdefault(known.lower(), known)
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
@@ -115,14 +168,22 @@ def _hint(name: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def _processor(source: str, target: str, is_half: bool) -> ocio.CPUProcessor:
+def _processor(source: str, target: str, is_half: bool, studio_name: str) -> ocio.CPUProcessor:
+    """studio_name: what $OCIO says, for the cache."""
     depth = ocio.BIT_DEPTH_F16 if is_half else ocio.BIT_DEPTH_F32
     # Lossless: the default's fast log and power move one value in thirty by a step of half float.
-    return (
-        config()
-        .getProcessor(source, target)
-        .getOptimizedCPUProcessor(ocio.BIT_DEPTH_F32, depth, ocio.OPTIMIZATION_LOSSLESS)
-    )
+    (source_place, _), (target_place, _) = _home(source), _home(target)
+    if source_place == target_place:
+        processor = _configuration(source_place).getProcessor(source, target)
+    else:
+        processor = ocio.Config.GetProcessorFromConfigs(
+            _configuration(source_place), source, _configuration(target_place), target
+        )
+    return processor.getOptimizedCPUProcessor(ocio.BIT_DEPTH_F32, depth, ocio.OPTIMIZATION_LOSSLESS)
+
+
+def _configuration(place: str) -> ocio.Config:
+    return config() if place == CONFIG else _from_file(place)
 
 
 @lru_cache(maxsize=16)
@@ -153,19 +214,20 @@ def is_displayable(frame: np.ndarray) -> bool:
 
 
 def convert(frame: np.ndarray, source: str, target: str, is_half: bool = False) -> np.ndarray:
-    """Convert colours between two spaces of the configuration, colorimetrically (no tone mapping).
+    """Convert colours between two spaces by their canonical names, colorimetrically (no tone mapping).
 
     frame: float32 [h, w, 3], finite. Returns float32, or float16 with `is_half`, of the same shape.
     """
-    return _apply(_processor(source, target, is_half), frame, is_half)
+    return apply(_processor(source, target, is_half, studio_name()), frame, is_half)
 
 
 def convert_display(frame: np.ndarray, target: str) -> np.ndarray:
-    """`convert` from sRGB to half floats for a frame that `is_displayable`. Returns float16 of the same shape."""
-    return _apply(_display_processor(target), frame, is_half=True)
+    """`convert` from sRGB to half floats of a space of CONFIG, for a frame that `is_displayable`: float16 [h, w, 3]."""
+    return apply(_display_processor(target), frame, is_half=True)
 
 
-def _apply(processor: ocio.CPUProcessor, frame: np.ndarray, is_half: bool) -> np.ndarray:
+def apply(processor: ocio.CPUProcessor, frame: np.ndarray, is_half: bool = False) -> np.ndarray:
+    """float32 [h, w, 3], or float16 with `is_half`, which the processor must have been made for."""
     height, width, channels = frame.shape
     out = np.empty(frame.shape, np.float16 if is_half else np.float32)  # [h, w, 3]
     image = _description(np.ascontiguousarray(frame, np.float32), ocio.BIT_DEPTH_F32, width, height, channels)

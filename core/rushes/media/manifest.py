@@ -50,7 +50,9 @@ class File:
 class Manifest:
     """What an output is made of. pattern: its file name, a frame pattern as %04d; frames: how many pictures;
     size: (width, height) in pixels; fps: exact; colorspace: of the numbers in the files; shot: SHA-256 of the
-    record that every file carries; files: in the order of their numbers.
+    record that every file carries; files: in the order of their numbers, the slate's before the others;
+    transform: how the clip's colours became the files', "" where they were not changed; handles: frames at each end
+    that are no part of the cut; slate: number of the file before the first that is no frame, None without one.
     """
 
     pattern: str
@@ -60,10 +62,13 @@ class Manifest:
     colorspace: str
     shot: str
     files: tuple[File, ...]
+    transform: str = ""
+    handles: int = 0
+    slate: int | None = None
 
     @property
     def first(self) -> int | None:
-        return self.files[0].number
+        return self.files[0 if self.slate is None else 1].number
 
     @property
     def last(self) -> int | None:
@@ -80,6 +85,9 @@ class Manifest:
             "size": list(self.size),
             "fps": None if self.fps is None else str(self.fps),
             "colorspace": self.colorspace,
+            "transform": self.transform,
+            "handles": self.handles,
+            "slate": self.slate,
             "shot": self.shot,
         }
         lines = ",\n".join(f"  {json.dumps(dataclasses.asdict(file))}" for file in self.files)
@@ -160,6 +168,9 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
         _text(found["colorspace"]),
         _digest(found["shot"]),
         files,
+        _text(found.get("transform", "")),
+        _whole(found.get("handles", 0)),
+        None if found.get("slate") is None else _whole(found["slate"]),
     )
 
 
@@ -198,7 +209,9 @@ def _check_names(manifest: Manifest, path: Path) -> None:
     names = [target.name if number is None else target.file_name(number) for number in wanted]
     if numbers != wanted or [file.name for file in manifest.files] != names:
         raise _damaged(path, "its files are not those of its pattern, one for each frame")
-    if wanted != [None] and manifest.frames != len(wanted):
+    if manifest.slate is not None and (manifest.slate != numbers[0] or len(numbers) < 2):
+        raise _damaged(path, "its slate is not before its first frame")
+    if wanted != [None] and manifest.frames != len(wanted) - (manifest.slate is not None):
         raise _damaged(path, "its number of frames is not that of its files")
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""Movies: H.264 and ProRes through PyAV, BT.709 in the numbers as well as in the tags."""
+"""Movies: H.264, ProRes and DNxHR through PyAV, BT.709 in the numbers as well as in the tags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from rushes.media import color
-from rushes.media.paths import Target
+from rushes.media.format import OutputFormat
+from rushes.media.paths import CODECS, Target
 from rushes.media.record import to_text, unreadable
 from rushes.media.sink import Sink, WriteError, printable
 from rushes.media.ycbcr import to_ycbcr
@@ -29,30 +30,41 @@ QUICKTIME_TEXT_MAX = 65535
 
 
 @dataclass(frozen=True)
-class _Format:
-    container: str
-    codec: str
+class _Codec:
+    encoder: str
     options: Mapping[str, str]
     pixels: str
     bits: int
-    chroma_rows: int  # luma rows for one chroma row
+    chroma: tuple[int, int]  # luma columns and rows for one of chroma
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.pixels.startswith("yuva")
 
 
-_FORMATS = {
-    # x264 makes High of 8-bit 4:2:0 by itself; ProRes profile 3 is HQ. Older PyAV takes no profile by name.
-    "mp4": _Format("mp4", "libx264", {"crf": "16"}, "yuv420p", 8, 2),
-    "mov": _Format("mov", "prores_ks", {"profile": "3", "vendor": "apl0"}, "yuv422p10le", 10, 1),
+# By the names of paths.CODECS. x264 makes High of 8-bit 4:2:0 by itself, and High 10 of 10-bit; ProRes profile 3 is HQ
+# and 4 is 4444. Older PyAV takes no profile by name.
+_CODECS = {
+    "h264": _Codec("libx264", {"crf": "16"}, "yuv420p", 8, (2, 2)),
+    "h264-10bit": _Codec("libx264", {"crf": "14"}, "yuv420p10le", 10, (2, 2)),
+    "prores-422hq": _Codec("prores_ks", {"profile": "3", "vendor": "apl0"}, "yuv422p10le", 10, (2, 1)),
+    "prores-4444": _Codec("prores_ks", {"profile": "4", "vendor": "apl0"}, "yuva444p10le", 10, (1, 1)),
+    "dnxhr-hqx": _Codec("dnxhd", {"profile": "dnxhr_hqx"}, "yuv422p10le", 10, (2, 1)),
 }
 
 
 class MovieSink(Sink):
-    """One movie: .mp4 is H.264 High 4:2:0 in 8 bits, .mov is ProRes 422 HQ in 10 bits."""
+    """One movie, in the codec that `form` names: without one .mp4 is H.264 High 4:2:0 in 8 bits and .mov ProRes 422 HQ.
+
+    ProRes 4444 has an alpha channel, which is 1 everywhere: a clip fills its frame.
+    """
 
     colorspace = color.SRGB
 
-    def __init__(self, target: Target, staging: Path, record: Mapping[str, Any]) -> None:
+    def __init__(self, target: Target, staging: Path, record: Mapping[str, Any], form: OutputFormat) -> None:
         super().__init__(target, staging, record)
-        self._format = _FORMATS[target.kind]
+        self._codec = _CODECS[form.codec or CODECS[target.kind][0]]
+        self._timecode = form.timecode
         self._path = staging / target.name
         self._container: av.container.OutputContainer | None = None
         self._stream: VideoStream | None = None
@@ -62,8 +74,10 @@ class MovieSink(Sink):
         if self._stream is None or self._container is None:
             self._open(frame.shape[1], frame.shape[0])
             assert self._stream is not None and self._container is not None
-        planes = to_ycbcr(self.finite(frame), self._format.bits, self._format.chroma_rows)
-        picture = av.VideoFrame(frame.shape[1], frame.shape[0], self._format.pixels)
+        planes = list(to_ycbcr(self.finite(frame), self._codec.bits, *self._codec.chroma))
+        if self._codec.has_alpha:
+            planes.append(np.full_like(planes[0], 2**self._codec.bits - 1))
+        picture = av.VideoFrame(frame.shape[1], frame.shape[0], self._codec.pixels)
         for plane, values in zip(picture.planes, planes, strict=True):
             rows, columns = values.shape
             # a plane's rows are padded to the encoder's alignment
@@ -76,20 +90,22 @@ class MovieSink(Sink):
         self._count += 1
 
     def _open(self, width: int, height: int) -> None:
-        if self._format.chroma_rows == 2 and (width % 2 or height % 2):
+        if self._codec.chroma[1] == 2 and (width % 2 or height % 2):
             raise ShotError(
                 f"-o {self.target.text}: the size is {width}x{height}; an even width and height are allowed"
             )
         text = to_text(self.record)
         flags = "+faststart"
-        if len(text) > QUICKTIME_TEXT_MAX and self._format.container == "mov":
+        if len(text) > QUICKTIME_TEXT_MAX and self.target.kind == "mov":
             flags += "+use_metadata_tags"  # 32-bit lengths; the short form is what players show
-        self._container = av.open(str(self._path), "w", format=self._format.container, options={"movflags": flags})
+        self._container = av.open(str(self._path), "w", format=self.target.kind, options={"movflags": flags})
         self._container.metadata["title"] = printable(self.shot.prompt)
         self._container.metadata["comment"] = text
-        stream = self._container.add_stream(self._format.codec, rate=self.fps, options=dict(self._format.options))
+        stream = self._container.add_stream(self._codec.encoder, rate=self.fps, options=dict(self._codec.options))
         assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, height, self._format.pixels
+        stream.width, stream.height, stream.pix_fmt = width, height, self._codec.pixels
+        if self._timecode is not None:
+            stream.metadata["timecode"] = self._timecode
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = VIDEO_RANGE

@@ -18,7 +18,7 @@ import numpy as np
 from rushes.media.checks import checked_targets
 from rushes.media.format import OutputFormat
 from rushes.media.manifest import File, Hasher, Manifest, record_digest
-from rushes.media.paths import COMPRESSIONS, DEPTHS, MANIFEST, PICTURES, Target, manifest_name
+from rushes.media.paths import MANIFEST, PICTURES, Target, manifest_name
 from rushes.media.record import checked
 from rushes.media.sink import Sink, WriteError
 from rushes.media.staging import Staging
@@ -65,6 +65,7 @@ class Outputs:
         self._record = checked(dict(record), Path("record"))
         self._shot = Shot.from_dict(self._record["shot"])
         shot = self._shot
+        form.check_rate(shot)
         self._targets = checked_targets(paths, shot.frames, overwrite, form, shot.size)
         self._check_contents(latents)
         self._form = form
@@ -96,6 +97,8 @@ class Outputs:
                 if target.kind in PICTURES:
                     sink = _sink(target, folder, self._record, self._form)
                     sink.hasher = Hasher() if self._form.wants_manifest(target) else None
+                    if sink.warning:
+                        warnings.warn(f"{target.text}: {sink.warning}", RuntimeWarning, stacklevel=2)
                     self._writers.append(_Writer(sink))
         except BaseException:
             self._stop(is_cancelled=True)
@@ -180,7 +183,7 @@ class Outputs:
 
                 assert self._shot.fps is not None
                 path = folder / target.name
-                write_timeline(path, pictures, self._record, self._shot.fps, self._count, self._form.start_frame)
+                write_timeline(path, pictures, self._record, self._shot.fps, self._count, self._form)
         return [staged.get(id(target), [target.name]) for target in self._targets]
 
     def _manifest(self, writer: _Writer) -> list[str]:
@@ -191,8 +194,10 @@ class Outputs:
         assert self._shape is not None
         height, width, _ = self._shape
         digest = record_digest(self._record)
-        name, space = sink.target.name, sink.colorspace
-        manifest = Manifest(name, self._count, (width, height), self._shot.fps, space, digest, writer.files)
+        manifest = Manifest(
+            sink.target.name, self._count, (width, height), self._shot.fps, sink.colorspace, digest, writer.files,
+            sink.transform, self._form.handles, sink.slate,
+        )  # fmt: skip
         path = sink.staging / manifest_name(sink.target)
         manifest.write(path)
         return [path.name]
@@ -209,18 +214,16 @@ class Outputs:
 
 def _sink(target: Target, folder: Path, record: Mapping[str, Any], form: OutputFormat) -> Sink:
     if target.kind == "exr":
-        from rushes.media import color, plates
+        from rushes.media.plates import PlateSink
 
-        space = color.find_space(form.colorspace or color.DEFAULT_SPACE)
-        compression, depth = form.compression or COMPRESSIONS[0], form.depth or DEPTHS[0]
-        return plates.PlateSink(target, folder, record, space, compression, depth)
+        return PlateSink(target, folder, record, form)
     if target.kind == "png":
         from rushes.media.stills import StillSink
 
         return StillSink(target, folder, record)
     from rushes.media.movies import MovieSink
 
-    return MovieSink(target, folder, record)
+    return MovieSink(target, folder, record, form)
 
 
 class _Writer:

@@ -20,9 +20,14 @@ MAX_START_FRAME = 10_000_000
 MANIFEST = ".manifest.json"  # what a manifest's name ends with
 NAME_BYTES = 255  # what file systems take
 HIDDEN_LENGTH = 60  # characters of a name that its temporary name repeats
-COMPRESSIONS = ("zip", "dwaa", "piz", "none")  # of plates; the first is the default
+COMPRESSIONS = ("zip", "zips", "dwaa", "piz", "none")  # of plates; the first is the default
 LOSSY = ("dwaa",)
 DEPTHS = ("half", "float")
+ALPHAS = ("none", "solid")
+CODECS = {  # of movies, by suffix; the first is the default
+    "mp4": ("h264", "h264-10bit"),
+    "mov": ("prores-422hq", "prores-4444", "dnxhr-hqx", "h264", "h264-10bit"),
+}
 
 _PATTERN = re.compile(r"%(?:0(\d{1,2}))?d|#+")
 

@@ -4,24 +4,25 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 
-from rushes.media import color
-from rushes.media.paths import COMPRESSIONS, DEPTHS, LOSSY, Target
+from rushes.media import color, slate, views
+from rushes.media.format import OutputFormat
+from rushes.media.paths import COMPRESSIONS, LOSSY, Target
 from rushes.media.record import SOURCE_TYPE, to_text, unreadable
 from rushes.media.sink import Sink, WriteError, printable
+from rushes.media.timecodes import parse_timecode, timecode
 
 RECORD = "rushes/record"
+SLATE = "rushes/slate"  # marks the frame before the first, which is no frame of the clip
 # Frames of a plate in work at once: the colours of one are converted while OpenImageIO compresses another. More than a
 # few gain nothing, as its own threads share each frame, and each holds 37 MB at 1920x1080.
 WORKERS = min(os.cpu_count() or 1, 4)
@@ -36,34 +37,45 @@ _DWA_LEVEL = 45
 
 
 class PlateSink(Sink):
-    """An EXR sequence, or one EXR, in a colour space of the pinned OpenColorIO configuration.
+    """An EXR sequence, or one EXR, as `form` has it.
 
-    The conversion is colorimetric: display white 1.0 becomes 1.0 in every scene-linear space; no view
-    transform is inverted, so no highlight above 1.0 is invented. compression: one of COMPRESSIONS; depth:
-    one of DEPTHS.
+    The conversion is colorimetric unless a view is inverted: display white 1.0 becomes 1.0 in every scene-linear
+    space, so that no highlight above 1.0 is invented.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        staging: Path,
-        record: Mapping[str, Any],
-        space: color.Space,
-        compression: str = COMPRESSIONS[0],
-        depth: str = DEPTHS[0],
-    ) -> None:
+    def __init__(self, target: Target, staging: Path, record: Mapping[str, Any], form: OutputFormat) -> None:
         super().__init__(target, staging, record)
-        self._space = space
-        self.colorspace = space.name
-        self._compression = compression
-        self._is_half = depth == "half"
+        self._form = form
+        self._space = color.find_space(form.colorspace or color.DEFAULT_SPACE)
+        self.colorspace = self._space.name
+        self._compression = form.compression or COMPRESSIONS[0]
+        self._is_half = form.depth != "float"
+        self._view = None if form.inverse_view is None else views.find_view(form.inverse_view)
+        self._cap = views.DEFAULT_CAP if form.cap is None else form.cap
+        self._first_count = form.start_frame if form.timecode is None else parse_timecode(form.timecode, self.fps)
         self._text = to_text(record)
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix=f"rushes {target.name}")
         self._waiting: deque[tuple[int, Future[tuple[np.ndarray, int]]]] = deque()
-        if not self._is_half:
+        self.transform = "colorimetric, clipped at display white"
+        if self._view is not None:
+            self.transform = f"inverse of {self._view.text}, soft cap {self._cap:g}"
+            self.warning = (
+                f"display white 1.0 becomes {self._view.white:.3g} before the soft cap of {self._cap:g}: near "
+                "white the steps of the clip are far apart, and exposing down may show bands and sparks; a "
+                "colorimetric plate has none"
+            )
+            self.repair = (
+                "NaN, infinite or outside 0 ... 1; NaN became 0, the others the nearest value that a view shows"
+            )
+        elif not self._is_half:
             self.repair = "NaN or infinite; NaN became 0, the others the largest value of a half float"
 
     def write(self, frame: np.ndarray, number: int) -> None:
+        if self._form.slate and self.slate is None:
+            self.slate = number - 1
+            lines = slate.lines(self.record, self.target.name, self.colorspace, self.transform, self._form)
+            picture = slate.picture(frame.shape[1], frame.shape[0], lines)
+            self._waiting.append((self.slate, self._pool.submit(self._write, picture, self.slate)))
         self._waiting.append((number, self._pool.submit(self._write, frame, number)))
         while len(self._waiting) > WORKERS:
             self._take()
@@ -87,9 +99,26 @@ class PlateSink(Sink):
 
     def _write(self, frame: np.ndarray, number: int) -> tuple[np.ndarray, int]:
         """One frame, in a thread of the pool: its pixels in the file, and how many of them were repaired."""
-        pixels, repaired = self._half(frame) if self._is_half else self._float(frame)
-        spec = self._spec(frame.shape[1], frame.shape[0], number)
+        if self._view is not None and number != self.slate:
+            pixels, repaired = self._inverted(frame, self._view)
+        else:
+            pixels, repaired = self._half(frame) if self._is_half else self._float(frame)
+        if self._form.alpha == "solid":
+            pixels = np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=2)  # [h, w, 4]
+        spec = self._spec(pixels.shape[1], pixels.shape[0], pixels.shape[2], number)
         _write(self.staging / self.target.file_name(number), spec, pixels, self._compression)
+        return pixels, repaired
+
+    def _inverted(self, frame: np.ndarray, view: views.View) -> tuple[np.ndarray, int]:
+        repaired = 0
+        if not color.is_displayable(frame):
+            inside = np.clip(np.nan_to_num(frame, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
+            repaired = int(np.count_nonzero(inside != frame))
+            frame = inside
+        pixels = views.invert(frame, view, self._space.name, self._cap)  # [h, w, 3]
+        if self._is_half:
+            pixels = pixels.astype(np.float16)  # far below its largest, by the cap
+        pixels += pixels.dtype.type(0)  # minus zero becomes zero
         return pixels, repaired
 
     def _float(self, frame: np.ndarray) -> tuple[np.ndarray, int]:
@@ -107,7 +136,8 @@ class PlateSink(Sink):
 
     def _half(self, frame: np.ndarray) -> tuple[np.ndarray, int]:
         bad = None
-        if color.is_displayable(frame):
+        # (to sRGB nothing is converted, and both ways through a curve would change it)
+        if self._space.config == color.CONFIG and self.colorspace != color.SRGB and color.is_displayable(frame):
             half = color.convert_display(frame, self._space.name)  # [h, w, 3]
         else:
             bad = ~np.isfinite(frame)
@@ -125,16 +155,19 @@ class PlateSink(Sink):
             np.nan_to_num(half, copy=False, nan=0.0, posinf=color.HALF_MAX, neginf=-color.HALF_MAX)
         return half, repaired
 
-    def _spec(self, width: int, height: int, number: int) -> oiio.ImageSpec:
-        fps = self.fps
-        spec = oiio.ImageSpec(width, height, 3, oiio.HALF if self._is_half else oiio.FLOAT)
+    def _spec(self, width: int, height: int, channels: int, number: int) -> oiio.ImageSpec:
+        fps, form = self.fps, self._form
+        spec = oiio.ImageSpec(width, height, channels, oiio.HALF if self._is_half else oiio.FLOAT)
+        if form.overscan:  # the display window is what is seen; the data window goes on around it
+            spec.x = spec.y = -form.overscan
+            spec.full_width, spec.full_height = width - 2 * form.overscan, height - 2 * form.overscan
         spec.attribute("compression", f"dwaa:{_DWA_LEVEL}" if self._compression == "dwaa" else self._compression)
         spec.attribute("Software", f"Rushes {self.record['rushes']}")
         # Empty: OpenImageIO would else write the time of day, and equal shots would differ in their bytes.
         spec.attribute("DateTime", "")
         # The standard OpenEXR name: OpenImageIO's own "FramesPerSecond" ends up as an unknown attribute.
         spec.attribute("framesPerSecond", oiio.TypeDesc("rational"), [fps.numerator, fps.denominator])
-        packed = timecode(number, fps)
+        packed = timecode(self._first_count + number - form.start_frame, fps)
         if packed is not None:
             spec.attribute("smpte:TimeCode", oiio.TypeDesc("timecode"), [packed, 0])
         if self._space.chromaticities is not None:
@@ -142,47 +175,20 @@ class PlateSink(Sink):
         if self._space.interop_id:
             spec.attribute("colorInteropID", self._space.interop_id)
         spec.attribute("rushes/colorspace", self._space.name)
+        spec.attribute("rushes/config", self._space.config)
+        spec.attribute("rushes/transform", self.transform)
+        if self.warning:
+            spec.attribute("rushes/warning", self.warning)
+        if form.handles:
+            spec.attribute("rushes/handles", form.handles)
+        if number == self.slate:
+            spec.attribute(SLATE, 1)
         spec.attribute("rushes/prompt", printable(self.shot.prompt))
         spec.attribute("rushes/seed", self.shot.seed if self.shot.seed <= INT_MAX else str(self.shot.seed))
         if SOURCE_TYPE in self.record:
             spec.attribute("rushes/digitalSourceType", str(self.record[SOURCE_TYPE]))
         spec.attribute(RECORD, self._text)
         return spec
-
-
-def timecode(number: int, fps: Fraction) -> int | None:
-    """SMPTE ST 12-1 time code of a frame number counted from 0, as OpenEXR packs it (BCD, hh mm ss ff).
-
-    Counted without drop frames at the nominal rate (24 for 24000/1001). Above 30 frames a second the frame
-    field counts pairs and the field bit tells the two apart; above 60 the standard has no such code: None.
-    """
-    nominal = math.floor(fps + Fraction(1, 2))
-    if not 1 <= nominal <= 60:
-        return None
-    seconds, frame = divmod(number, nominal)
-    field = 0
-    if nominal > 30:
-        frame, field = divmod(frame, 2)
-    hours, minutes = seconds // 3600 % 24, seconds // 60 % 60
-    return _bcd(hours) << 24 | _bcd(minutes) << 16 | field << 15 | _bcd(seconds % 60) << 8 | _bcd(frame)
-
-
-def frame_of_timecode(packed: int, fps: Fraction) -> int:
-    """The frame number of `timecode`'s form, counted from 0 as it counts."""
-    nominal = math.floor(fps + Fraction(1, 2))
-    frame = _decimal(packed & 0x3F)  # the bits above it are flags
-    if nominal > 30:
-        frame = 2 * frame + (packed >> 15 & 1)
-    seconds = 3600 * _decimal(packed >> 24 & 0x3F) + 60 * _decimal(packed >> 16 & 0x7F) + _decimal(packed >> 8 & 0x7F)
-    return seconds * nominal + frame
-
-
-def _bcd(value: int) -> int:
-    return value // 10 << 4 | value % 10
-
-
-def _decimal(bcd: int) -> int:
-    return (bcd >> 4) * 10 + (bcd & 0xF)
 
 
 def _write(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray, compression: str) -> None:

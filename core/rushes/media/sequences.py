@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 
-from rushes.media import color, images, plates, stills
+from rushes.media import color, images, plates, stills, timecodes
 from rushes.media.paths import MAX_START_FRAME, Target
 from rushes.media.record import from_text, unreadable
 from rushes.media.source import Source
@@ -70,6 +70,10 @@ class PictureSource(Source):
         picture = _opened(self._files[0])
         spec, kind = picture.spec(), picture.format_name()
         picture.close()
+        if len(self._files) > 1 and spec.getattribute(plates.SLATE):
+            # the frames begin after it, and it has the same colours, rate and size as they
+            self._files, self.frames = self._files[1:], self.frames - 1
+            number = None if number is None else number + 1
         self.space = self._given or _declared(spec, kind, self._files[0])
         self.fps = _fps(spec, self._files[0])
         self.start_frame = _first_number(spec, self.fps) if number is None else number
@@ -206,4 +210,4 @@ def _first_number(spec: oiio.ImageSpec, fps: Fraction | None) -> int | None:
     code = spec.getattribute("smpte:TimeCode")
     if fps is None or not isinstance(code, tuple):
         return None
-    return plates.frame_of_timecode(code[0], fps)
+    return timecodes.frame_of_timecode(code[0], fps)

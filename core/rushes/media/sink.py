@@ -27,10 +27,15 @@ class Sink(ABC):
     staging: the folder to write into; files: names of the files written so far, which are their final names;
     colorspace: what the numbers in the files mean, by the configuration's name; hasher: gets every complete file,
     where a manifest is wanted;
+    transform: how the clip's colours became those in the files; warning: what an artist should know of it, or "";
+    slate: number of the file before the first frame that is no frame, or None;
     repaired: how many values had to be changed because no picture can hold them; repair: which, and into what.
     """
 
     colorspace: str
+    transform = ""
+    warning = ""
+    slate: int | None = None
     repair = "NaN, infinite or beyond half float; NaN became 0, the others the nearest value that the file can hold"
 
     def __init__(self, target: Target, staging: Path, record: Mapping[str, Any]) -> None:

@@ -39,6 +39,28 @@ def next_version(path: str | os.PathLike[str]) -> str:
     return name
 
 
+def versions_of(path: str | os.PathLike[str]) -> list[str]:
+    """The names of all versions of an output that are on disk, in their order; empty for a name without a version.
+
+    What changes from one to the next is what `next_version` changes, in names and folders. Raises ShotError for a name
+    that is no output's.
+    """
+    text = os.fspath(path)
+    Target.parse(text)
+    places = _places(text)
+    if not places:
+        return []
+    start, end = places[0]
+    begin = start - len(re.split(r"[/\\]", text[:start])[-1])  # of the first part of the path that changes
+    folder, prefix = text[:begin] or os.curdir, text[begin:start]
+    if not os.path.isdir(folder):
+        return []
+    found = (re.match(rf"{re.escape(prefix)}([0-9]{{{end - start},}})", name) for name in os.listdir(folder))
+    numbers = sorted({int(match[1]) for match in found if match})
+    names = (_replaced(text, places, f"{number:0{end - start}d}") for number in numbers)
+    return [name for name in names if Target.parse(name).existing()]
+
+
 def _is_taken(name: str) -> bool:
     target = Target.parse(name)
     has_manifest = target.kind in PICTURES and os.path.lexists(target.folder / manifest_name(target))

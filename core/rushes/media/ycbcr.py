@@ -18,17 +18,21 @@ LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 BLUE_DIVISOR, RED_DIVISOR = 1.8556, 1.5748
 
 
-def to_ycbcr(frame: np.ndarray, bits: int, chroma_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def to_ycbcr(
+    frame: np.ndarray, bits: int, chroma_columns: int, chroma_rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Y', Cb, Cr planes of BT.709 in video range, from display-referred R'G'B'.
 
-    frame: float32 [h, w, 3] in [0, 1]; chroma_rows: 1 for 4:2:2, 2 for 4:2:0 (even h). Chroma lies on the
+    frame: float32 [h, w, 3] in [0, 1]; chroma_columns, chroma_rows: of luma for one of chroma, 1 and 1 for 4:4:4,
+    2 and 1 for 4:2:2, 2 and 2 for 4:2:0 (even h). Halved, chroma lies on the
     even columns (filter 1 2 1) and, in 4:2:0, between two rows: the "left" placement H.264 has when untold.
-    Returns uint8 for 8 bits, little-endian uint16 above: [h, w], [h / chroma_rows, ceil(w / 2)] twice.
+    Returns uint8 for 8 bits, little-endian uint16 above: [h, w], [h / chroma_rows, ceil(w / chroma_columns)] twice.
     """
     rgb = np.clip(frame, 0.0, 1.0)
     luma = rgb @ LUMA  # [h, w]
-    blue = _halved((rgb[..., 2] - luma) / np.float32(BLUE_DIVISOR), chroma_rows)
-    red = _halved((rgb[..., 0] - luma) / np.float32(RED_DIVISOR), chroma_rows)
+    blue, red = (rgb[..., 2] - luma) / np.float32(BLUE_DIVISOR), (rgb[..., 0] - luma) / np.float32(RED_DIVISOR)
+    if chroma_columns == 2:
+        blue, red = _halved(blue, chroma_rows), _halved(red, chroma_rows)
     return _codes(luma, 16, 219, bits), _codes(blue, 128, 224, bits), _codes(red, 128, 224, bits)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import rushes
 from rushes.jobs.folder import write_json
+from rushes.media.format import OutputFormat
 from rushes.media.manifest import Manifest, manifest_path, record_digest
 from rushes.media.outputs import open_outputs
 from rushes.media.paths import Target
@@ -104,8 +105,8 @@ def timeline(publication: Publication) -> None:
         pictures.append(Target.parse(final / f"{publication.stem}.{suffix}"))
     if facts.fps is None:
         raise ShotError("fps: a timeline needs a frame rate, and the files do not tell one")
-    first = publication.known("content").files[0].number or 0
-    write_timeline(publication.building / name, pictures, publication.record, facts.fps, facts.frames, first)
+    form = OutputFormat(start_frame=publication.known("content").files[0].number or 0)
+    write_timeline(publication.building / name, pictures, publication.record, facts.fps, facts.frames, form)
     publication.add(name)
 
 
