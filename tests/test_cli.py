@@ -86,7 +86,10 @@ REFUSED_OPTIONS = [
     (["--depth", "float"], "--depth: got 'float' without a plate"),
     (["-o", "plate.%04d.exr", "--depth", "double"], "--depth: got 'double'; allowed are half, float"),
     (["--compression", "zip"], "--compression: got 'zip' without a plate"),
-    (["-o", "plate.%04d.exr", "--compression", "lzw"], "--compression: got 'lzw'; allowed are zip, zips, dwaa, piz, none"),
+    (
+        ["-o", "plate.%04d.exr", "--compression", "lzw"],
+        "--compression: got 'lzw'; allowed are zip, zips, dwaa, piz, none",
+    ),
     (["-o", "still.gif"], "'.gif'"),
     (["-o", "plates"], "no suffix"),
     (["-o", "still.exr", "--frames", "5"], "5 frames"),

@@ -129,9 +129,9 @@ class _Look:
                 self.seen[seen.path.name] = seen
                 self._on_file(done, len(there))
         findings = list(self._compared() if self.manifest else self._unproven())
-        return Verification(
-            self.target, self.manifest, sum(seen.frames for seen in self.seen.values()), tuple(findings)
-        )
+        slate = self.manifest.slate if self.manifest else None
+        frames = sum(seen.frames for seen in self.seen.values() if slate is None or seen.number != slate)
+        return Verification(self.target, self.manifest, frames, tuple(findings))
 
     def _see(self, file: tuple[int | None, Path]) -> _Seen:
         number, path = file
