@@ -48,22 +48,23 @@ def approved(plate: str) -> str:
     return plate
 
 
+def _copied(home: Path, to: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    shutil.copytree(home, to)
+    monkeypatch.setenv("RUSHES_JOBS", str(to))
+    (job,) = (Job(path) for path in to.iterdir())
+    return job
+
+
 @pytest.fixture
 def frames_job(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that has made frames alone, in a home of the test's own."""
-    shutil.copytree(made / "without", tmp_path / "jobs")
-    monkeypatch.setenv("RUSHES_JOBS", str(tmp_path / "jobs"))
-    (job,) = (Job(path) for path in (tmp_path / "jobs").iterdir())
-    return job
+    return _copied(made / "without", tmp_path / "jobs", monkeypatch)
 
 
 @pytest.fixture
 def plate_job(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job whose output was a plate."""
-    shutil.copytree(made / "with", tmp_path / "jobs_with")
-    monkeypatch.setenv("RUSHES_JOBS", str(tmp_path / "jobs_with"))
-    (job,) = (Job(path) for path in (tmp_path / "jobs_with").iterdir())
-    return job
+    return _copied(made / "with", tmp_path / "jobs_with", monkeypatch)
 
 
 @pytest.fixture

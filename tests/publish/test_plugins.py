@@ -181,6 +181,27 @@ def test_a_hosts_own_instances_are_completed(approved: str, tmp_path: Path) -> N
     assert (tmp_path / "show/sh010/plates/sh010_ball/v001/publish.json").is_file()
 
 
+def test_a_second_try_in_the_same_context_starts_afresh(approved: str, tmp_path: Path, studio: Studio) -> None:
+    """As in a GUI: what was fixed is published, under the number that the failure has given back."""
+    mood = tmp_path / "mood"
+    studio(
+        f"import pathlib\nclass ExtractMoody(api.InstancePlugin):\n    order = api.ExtractorOrder + 0.1\n"
+        f"    def process(self, instance):\n        assert pathlib.Path({str(mood)!r}).exists(), 'not today'\n"
+    )
+    register()
+    context = api.Context()
+    context.data.update({collecting.ROOT: str(tmp_path / "show"), collecting.SOURCES: [approved]})
+    pyblish.util.collect(context)
+    for attempt in range(3):
+        for plugin in [plugin for plugin in api.discover() if plugin.order > 0.5]:
+            pyblish.util.publish(context, plugins=[plugin])
+        if attempt == 0:
+            assert not list((tmp_path / "show").rglob("v00*"))
+            mood.touch()
+    assert sorted(path.name for path in (tmp_path / "show").rglob("v00*")) == ["v001", "v002"]
+    assert not [path for path in (tmp_path / "show").rglob(".*") if path.name != ".rushes-publish.lock"]
+
+
 @pytest.mark.parametrize("source", [None, 5, "", ["a"]])
 def test_an_instance_without_a_plate_says_so(tmp_path: Path, source: object) -> None:
     register()

@@ -195,3 +195,25 @@ def test_numbers_are_found_in_any_template(tmp_path: Path) -> None:
     other.discard()
     other.discard()
     assert reserve(settings, tmp_path, "sh010", "ball").number == 8
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such modes")
+def test_another_user_may_take_the_roots_lock(approved: str, tmp_path: Path) -> None:
+    """Whatever the first publisher's umask was; the file holds nothing."""
+    before = os.umask(0o077)
+    try:
+        assert run([approved], tmp_path / "show").ok
+    finally:
+        os.umask(before)
+    assert (tmp_path / "show" / ".rushes-publish.lock").stat().st_mode & 0o666 == 0o666
+
+
+def test_a_version_may_be_finished_in_another_thread(tmp_path: Path) -> None:
+    """Hosts run plug-ins where they like."""
+    version = reserve(Settings(), tmp_path, "sh010", "ball")
+    (version.building / "a.txt").write_text("a")
+    states: list[object] = []
+    thread = threading.Thread(target=lambda: states.extend([version.is_open, version.commit(), version.is_open]))
+    thread.start()
+    thread.join(60)
+    assert states == [True, version.final, False] and (version.final / "a.txt").read_text() == "a"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from rushes.media.color import Space, find_gamut, find_space
@@ -76,8 +77,15 @@ def read_facts(subject: Subject) -> Facts:
 
 def frames(publication: Publication, on_file: OnFile | None = None) -> None:
     """Every file is whole, and what was written."""
-    publication.content = check_frames(publication.subject, on_file)
-    publication.facts = read_facts(publication.subject)
+    subject = publication.subject
+    try:
+        publication.content = check_frames(subject, on_file)
+    except ShotError:
+        with suppress(ShotError):  # what can be known all the same, so that the other checks speak in the same report
+            publication.content = subject.content()
+            publication.facts = read_facts(subject)
+        raise
+    publication.facts = read_facts(subject)
 
 
 def frame_range(publication: Publication) -> None:

@@ -42,6 +42,7 @@ def complete(instance: Any) -> None:
     options = context.data.get(OPTIONS, {})
     root = _root(context)
     subject = find_subject(source, options.get("home"), options.get("shot"), options.get("name"))
+    subject.files()
     instance.data[KEY] = Publication(subject, _settings(context, root), root, options.get("version"))
 
 

@@ -95,6 +95,7 @@ class Publication:
         """A number and a folder. Raises ShotError."""
         if self.version is None or not self.version.is_open:
             subject = self.subject
+            self.files, self.published = {}, None  # of an attempt before, in the same context
             self.version = reserve(self.settings, self.root, subject.shot, subject.name, self.asked)
 
     def copy_plate(self, on_step: OnStep) -> None:

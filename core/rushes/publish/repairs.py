@@ -25,12 +25,13 @@ def _is_of(result: dict[str, Any], plugin: Any) -> bool:
     return result["plugin"].__name__ == plugin.__name__ and result["instance"] is not None
 
 
-def refuse_after_failure(context: Any) -> None:
-    """Raise ShotError where the last run of any plug-in has failed."""
+def refuse_after_failure(context: Any, order: float) -> None:
+    """Raise ShotError where the last run of any plug-in before `order` has failed. Those after it had their own."""
     last = {}
     for result in results(context):
         instance = result["instance"]
-        last[result["plugin"].__name__, instance.id if instance is not None else None] = result
+        if result["plugin"].order < order:
+            last[result["plugin"].__name__, instance.id if instance is not None else None] = result
     for result in last.values():
         if result["error"] is not None:
             raise ShotError(f"version: {result['plugin'].__name__} has failed; nothing is published after a failure")

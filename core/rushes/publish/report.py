@@ -60,13 +60,15 @@ class Report:
 
     def to_text(self) -> str:
         """A line for each plug-in that has to do with a plate or something to say."""
-        rows = [row for row in self.rows if row.subject or row.message or row.outcome == "skipped"]
+        rows = [row for row in self.rows if row.subject or row.message]
         width = max((len(row.label) for row in rows), default=0)
         lines, subject = [], None
         for row in rows:
             if row.subject and row.subject != subject:
                 lines.append(subject := row.subject)
             lines.append(f"  {row.outcome:<7}  {row.label:<{width}}  {row.message}".rstrip())
+        if skipped := [row.label for row in self.rows if row.outcome == "skipped"]:
+            lines.append(f"  skipped  {', '.join(skipped)}")
         lines += [f"repaired: {sentence}" for sentence in self.repaired]
         lines += [f"published: {folder}" for folder in self.published] or ["nothing is published"]
         return "\n".join(lines)

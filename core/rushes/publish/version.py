@@ -23,6 +23,7 @@ from rushes.publish.settings import Settings
 from rushes.shot import ShotError
 
 LOCK = ".rushes-publish.lock"
+SHARED = 0o666  # of a lock's file, which holds nothing: a root and its reviews are written by many users
 _MARK = ".rushes-publish-"
 _WAIT = 60.0  # seconds; what the root's lock is held for takes milliseconds
 
@@ -90,7 +91,8 @@ def reserve(settings: Settings, root: Path, shot: str, name: str, asked: int | N
             final = settings.folder(root, shot, name, number)
             staging = parent / f".{final.name}{_MARK}{secrets.token_hex(4)}"
             staging.mkdir()
-            lock = FileLock(staging / "lock", timeout=0)
+            # plug-ins of one publish may run in several threads of a host
+            lock = FileLock(staging / "lock", timeout=0, thread_local=False)
             lock.acquire()
             (staging / "version").mkdir()
     except OSError as error:
@@ -115,7 +117,7 @@ def _create(folder: Path, created: list[Path]) -> None:
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
     try:
-        with FileLock(root / LOCK, timeout=_WAIT):
+        with FileLock(root / LOCK, timeout=_WAIT, mode=SHARED):
             yield
     except Timeout as error:
         raise ShotError(f"--to: somebody else has held {root / LOCK} for {_WAIT:.0f} s; end that process") from error

@@ -17,7 +17,7 @@ class IntegrateRushesVersion(api.InstancePlugin):
     families = [publication.FAMILY]
 
     def process(self, instance: Any) -> None:
-        repairs.refuse_after_failure(instance.context)
+        repairs.refuse_after_failure(instance.context, self.order)
         self.log.info("%s", deliver.integrate(publication.publication_of(instance)))
 
 
