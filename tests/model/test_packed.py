@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rushes.model import packed as packed_module
 from rushes.model.blocks import FORMATS
-from rushes.model.packed import FP8, Packed, PackedEmbedding, PackedLinear, pack
+from rushes.model.packed import FP8, Packed, PackedEmbedding, PackedLinear, float_of_fp8, pack
 
 
 def random_bytes(*shape: int) -> Any:
@@ -34,6 +34,19 @@ def test_blocks_are_opened_to_the_same_bits_as_by_the_gguf_package(kind: str) ->
         expected = gguf.quants.dequantize(raw, type_)
     got = decode(torch.from_numpy(raw.copy())).numpy()
     assert got.dtype == np.float32 and np.array_equal(got, expected.reshape(113, values), equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", FP8)
+def test_every_fp8_number_is_opened_exactly(kind: str) -> None:
+    """All 256 of each kind, as torch converts them one by one."""
+    raw = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    got, want = float_of_fp8(raw, kind), raw.view(FP8[kind]).float()
+    assert got.dtype is torch.float32
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    numbers = ~want.isnan()
+    assert torch.equal(got.signbit()[numbers], want.signbit()[numbers])
+    for row in range(16):  # without a NaN beside them, or with that of one sign
+        torch.testing.assert_close(float_of_fp8(raw[row], kind), want[row], rtol=0, atol=0, equal_nan=True)
 
 
 def some_weight(kind: str, rows: int = 7) -> tuple[Packed, Tensor]:

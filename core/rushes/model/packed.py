@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rushes.model.blocks import FORMATS
 
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-OPEN_VALUES = 2**24  # opened at a time: what lies between the bytes and the answer is up to eight times as large
+OPEN_VALUES = 2**20  # opened at a time, so that what lies between the bytes and the answer stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +61,28 @@ class Packed:
         if self.kind not in FP8:
             _, size, decode = FORMATS[self.kind]
             return decode(raw.reshape(-1, size)).view(len(raw), -1).to(dtype)
-        numbers = raw.view(FP8[self.kind])
+        numbers = float_of_fp8(raw, self.kind)
         if self.scale is None:
             return numbers.to(dtype)
         scale = self.scale if len(self.scale) == 1 else self.scale[index]
-        return (numbers.float() * scale[:, None]).to(dtype)
+        return numbers.mul_(scale[:, None]).to(dtype)
+
+
+def float_of_fp8(raw: Tensor, kind: str) -> Tensor:
+    """fp8 numbers, given as bytes, in float32, exactly.
+
+    On the processor by moving their bits to where float16 has them, since torch converts one number after the other
+    there: a quarter of the time. float16's exponent counts from 15, e4m3's from 7: hence the 2^8.
+    """
+    if raw.device.type != "cpu":
+        return raw.view(FP8[kind]).float()
+    if kind == "F8_E5M2":
+        return (raw.to(torch.int16) << 8).view(torch.float16).float()
+    wide = raw.view(torch.int8).to(torch.int16)  # the sign fills the upper byte
+    half = wide.bitwise_left_shift_(7).bitwise_and_(~0x4000).view(torch.float16)
+    found = half.float().mul_(2**8)
+    has_nan = raw.numel() and (raw.max() == 0xFF or raw.view(torch.int8).max() == 0x7F)  # looked for on bytes: quick
+    return found.masked_fill_((raw & 0x7F) == 0x7F, torch.nan) if has_nan else found
 
 
 class _PackedLayer(nn.Module):
