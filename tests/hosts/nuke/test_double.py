@@ -159,7 +159,7 @@ def test_names_give_way(nuke: Any) -> None:
 
 
 def test_groups_are_contexts(nuke: Any) -> None:
-    """The same name in two groups is two nodes; toNode looks in the context first, then from the root."""
+    """The same name in two groups is two nodes; toNode looks in the context, or from the root when told."""
     outer = nuke.nodes.Group(name="Outer")
     with outer:
         inner = nuke.nodes.Group(name="Inner")
@@ -168,7 +168,7 @@ def test_groups_are_contexts(nuke: Any) -> None:
             assert nuke.thisGroup() is inner
             deep = nuke.nodes.Read(name="R")
             assert nuke.toNode("R") is deep
-        assert nuke.toNode("R") is read
+        assert nuke.toNode("R") is read and nuke.toNode("Outer") is None and nuke.toNode("root.Outer") is outer
         with nuke.root():
             assert nuke.toNode("R") is None
     assert nuke.toNode("R") is None

@@ -202,6 +202,29 @@ def test_a_write_renders_its_input_in_the_colour_it_says(session: Any, nuke: Any
         nuke.execute(write, 5, 5)
 
 
+@pytest.mark.parametrize("major", [13, 17])
+def test_nukes_own_colour_management_is_curves(install: Any, tmp_path: Path, major: int) -> None:
+    session = install(major=major, config="nuke")
+    nuke = session.nuke
+    assert nuke.root()["colorManagement"].value() == "Nuke" and nuke.root()["workingSpaceLUT"].value() == "linear"
+    nuke.addFormat("16 16 tiny")
+    source = nuke.nodes.Constant(format="tiny", color="0.18 0.0 1.0 1.0")
+    write = nuke.nodes.Write(inputs=[source], file=str(tmp_path / "c.tif"), file_type="tiff")
+    write["datatype"].setValue("32 bit float")
+    read = nuke.nodes.Read()
+    for space, seen in (("sRGB", 0.46135), ("rec709", 0.40901), ("linear", 0.18)):
+        write["colorspace"].setValue(space)
+        nuke.execute(write, 1, 1)
+        read["file"].fromUserText(str(tmp_path / "c.tif"))
+        read["colorspace"].setValue(space), read["raw"].setValue(True)
+        assert np.allclose(_picture(session, read, 1)[3, 3], [seen, 0, 1, 0], atol=1e-4)
+        read["raw"].setValue(False), read["reload"].execute()
+        assert np.allclose(_picture(session, read, 1)[3, 3], [0.18, 0, 1, 0], atol=1e-5)
+    write["colorspace"].setValue("Cineon")
+    with pytest.raises(RuntimeError, match="no such curve"):
+        nuke.execute(write, 1, 1)
+
+
 def test_exr_metadata_passes_a_write_only_where_asked(nuke: Any, write_frames: Any, tmp_path: Path) -> None:
     read = nuke.nodes.Read()
     read["file"].fromUserText(str(write_frames([3], attributes={"t2v/prompt": "a ball"})))

@@ -142,14 +142,15 @@ class Nodes:
 
 @guarded
 def toNode(s: str) -> Any:
-    """Relative to the context first, then from the root; `root.Group1.Read1` and `Group1.Read1` are the same there."""
+    """From the context, or with `root.` before it from the root. (Should the original look further, which nobody has
+    written down, then code that does without is right there too.)
+    """
     session = current()
     if not isinstance(s, str):
         raise TypeError(f"toNode: {s!r}; a string is allowed")
     if s == "root":
         return session.root
-    name = s.removeprefix("root.")
-    return (None if name != s else session.context.node(name)) or session.root.node(name)
+    return session.root.node(s[5:]) if s.startswith("root.") else session.context.node(s)
 
 
 @guarded

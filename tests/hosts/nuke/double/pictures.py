@@ -76,7 +76,7 @@ def _multiply(node: Node, frame: float) -> Any:
 
 
 def contact_sheet_knobs() -> list[Knob]:
-    made = [
+    made: list[Knob] = [
         Double_Knob("width"), Double_Knob("height"), Int_Knob("rows"), Int_Knob("columns"), Int_Knob("gap"),
         Boolean_Knob("center"), Enumeration_Knob("roworder", None, ["TopBottom", "BottomTop"]),
         Enumeration_Knob("colorder", None, ["LeftRight", "RightLeft"]),

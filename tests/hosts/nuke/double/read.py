@@ -178,7 +178,7 @@ class Read(Node):
         if chosen != "default":
             return chosen
         path = self._knobs["file"].value().lower()
-        return "scene_linear" if path.endswith(_LINEAR) else "matte_paint"
+        return colour.default(current(), path.endswith(_LINEAR))
 
     def _to_working(self, pixels: Any) -> Any:
         session = current()

@@ -133,7 +133,10 @@ class Root(Group):
         working = Enumeration_Knob("workingSpaceLUT", None, colour.menu(session))
         working._node = self
         # an item of its own in every configuration: OpenColorIO asks for the role
-        working._value = next(i for i, item in enumerate(working._ids()) if item.split(" ")[0] == "scene_linear")
+        linear = colour.default(session, True)
+        working._value = next(i for i, item in enumerate(working._ids()) if item.split(" ")[0] == linear)
+        if session.config == colour.NUKE:
+            self._knobs["colorManagement"]._value = 0
         self._knobs["workingSpaceLUT"] = working
         self._is_being_made = False
 

@@ -26,7 +26,8 @@ _sessions: list[Session] = []
 class Session:
     """What a test holds in its hands: pump(), violations, errors, messages, answers, tasks, and the parts behind them.
 
-    major: 13 to 17; gui: False for `nuke -t`; config: an OCIO configuration, a path or an ocio:// name.
+    major: 13 to 17; gui: False for `nuke -t`; config: an OCIO configuration, a path or an ocio:// name, or
+    "nuke" for the curves of Nuke's own colour management.
     """
 
     def __init__(self, major: int, gui: bool, config: str) -> None:

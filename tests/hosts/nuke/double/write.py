@@ -88,7 +88,7 @@ class Write(Node):
         chosen = str(self._knobs["colorspace"].value())
         if chosen != "default":
             return chosen
-        return "scene_linear" if self._type() == "exr" else "matte_paint"
+        return colour.default(current(), self._type() == "exr")
 
     def _render(self, frame: int) -> Any:
         from .pictures import render
