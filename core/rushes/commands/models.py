@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rushes.commands.get import get
 from rushes.commands.options import check_text, parse_model
 from rushes.commands.reporting import format_fps
 from rushes.jobs.plan import describe_bytes
@@ -97,6 +98,9 @@ def remove(name: str) -> None:
 
     gone = take_off(check_text("name", name))
     click.echo(f"{name}: forgotten; {', '.join(str(path) for path in gone.paths)} stays where it is")
+
+
+models.add_command(get)
 
 
 def _line(entry: Entry) -> str:

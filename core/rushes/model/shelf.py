@@ -20,6 +20,7 @@ from rushes.model.bundle import SHIPPED, bundle_path, read_card
 from rushes.model.experts import other_name
 from rushes.model.files import EXPECTED, VAE_FILES, ModelFiles, files_card, tokenizer_file
 from rushes.model.names import own_name, slug
+from rushes.model.offers import Source
 from rushes.model.places import Place, comfyui_place, is_comfyui, usual_places, weights_in
 from rushes.model.sightings import Memory, Sighting, sight, stamp
 from rushes.shot import ShotError
@@ -77,8 +78,8 @@ class Found:
 class Shelf:
     """What was found at one look. notes: a sentence for each place or file that could not be read."""
 
-    def __init__(self, entries: Sequence[Entry], places: Sequence[Place], notes: Sequence[str]) -> None:
-        self.entries, self.places, self.notes = tuple(entries), tuple(places), tuple(notes)
+    def __init__(self, entries: Sequence[Entry], sightings: Sequence[Sighting], notes: Sequence[str]) -> None:
+        self.entries, self.sightings, self.notes = tuple(entries), tuple(sightings), tuple(notes)
 
     def find(self, name: str) -> Entry | None:
         """The model of that name, capitals or not; or of the file of that name."""
@@ -112,7 +113,21 @@ def look() -> Shelf:
     entries += [named_entry(rows[group].name, group, found, memory) for group in sorted(named)]
     entries += _unnamed(found, {entry.name for entry in entries}, memory)
     memory.save()
-    return Shelf(entries, places, notes)
+    return Shelf(entries, [one.sighting for one in found], notes)
+
+
+def lacking(shelf: Shelf, sources: Sequence[Source]) -> list[Source]:
+    """Those of a model's sources whose part is not on this machine. The transformer is asked for always."""
+
+    def is_here(source: Source) -> bool:
+        return any(
+            set(source.facts) <= one.parts[source.part].items()
+            and (source.part != "text" or one.parts["text"]["has_tokenizer"] or tokenizer_file(one.path) is not None)
+            for one in shelf.sightings
+            if source.part in one.parts
+        )
+
+    return [source for source in sources if not source.facts or not is_here(source)]
 
 
 def added_place(row: added.Added, notes: list[str]) -> Place:
