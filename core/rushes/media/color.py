@@ -87,7 +87,7 @@ def studio() -> ocio.Config | None:
 def _from_file(name: str) -> ocio.Config:
     try:
         return ocio.Config.CreateFromFile(name)
-    except ocio.Exception as error:
+    except (ocio.Exception, ocio.ExceptionMissingFile) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ShotError(f"$OCIO: got {name!r} ({reason}); a configuration of OpenColorIO is allowed") from error
 

@@ -86,6 +86,9 @@ class MovieSink(Sink):
         picture.pts = self._count
         picture.time_base = 1 / self.fps
         picture.colorspace, picture.color_range = BT709, VIDEO_RANGE
+        if hasattr(picture, "color_primaries"):  # an older PyAV cannot tell a frame; the container is tagged
+            # ProRes repeats them in the header of each frame, which some readers believe more than the container
+            picture.color_primaries = picture.color_trc = BT709
         self._container.mux(self._stream.encode(picture))
         self._count += 1
 

@@ -126,11 +126,12 @@ class PlateSink(Sink):
         if bad.any():
             frame = np.nan_to_num(frame, nan=0.0, posinf=_HUGE, neginf=-_HUGE)
         pixels = color.convert(frame, color.SRGB, self._space.name)  # [h, w, 3]
+        bad |= ~np.isfinite(pixels)  # finite before, but not as light
         repaired = int(np.count_nonzero(bad))
         if repaired:
             hit = bad.any(axis=2)
             # not the largest float: the first product in a compositor would make it infinite again
-            pixels[hit] = np.clip(pixels[hit], -color.HALF_MAX, color.HALF_MAX)
+            pixels[hit] = np.clip(np.nan_to_num(pixels[hit], nan=0.0), -color.HALF_MAX, color.HALF_MAX)
         pixels += np.float32(0)  # minus zero becomes zero
         return pixels, repaired
 
