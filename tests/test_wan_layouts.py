@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ PLAIN = {
 }  # fmt: skip
 SCALED = ("marked", "noted", "inline")
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2", "--seed", "6", "--device", "cpu")
 SHOT = Shot("a red ball rolls, close-up café", "wet sand", (32, 32), 5, seed=6, steps=4, guidance=5.0)
 
 _spec = importlib.util.spec_from_file_location("quantising", Path(__file__).parent / "model" / "quantising.py")
@@ -167,3 +169,76 @@ def test_a_shot_from_every_layout_and_precision_is_diffusers(
     assert error <= RELATIVE
     record = engine.record(engine.resolve(SHOT))["model"]
     assert len(record["sha256"]) == 64 and set(record["files"]) == {"transformer", "text", "vae"}
+
+
+def write_comfy(folder: Path, wan: SimpleNamespace, precision: str) -> ModelFiles:
+    """ComfyUI's folders, a file in each; a GGUF lies among the others."""
+    files = written(wan, "comfy", precision, folder, lambda path: None)
+    places = {"transformer": "diffusion_models", "text": "text_encoders", "vae": "vae"}
+    moved = {}
+    for part, path in files.paths.items():
+        place = folder / "models" / places[part]
+        place.mkdir(parents=True)
+        moved[part] = path.rename(place / path.name)
+    return dataclasses.replace(files, **moved)
+
+
+@pytest.mark.parametrize(
+    ("layout", "precision"),
+    [("original", "bf16"), ("diffusers", "fp32"), ("comfy", "fp16"), ("comfy", "marked"), ("comfy", "Q4_K")],
+)
+def test_a_folder_is_a_model_on_the_command_line(
+    tiny_wan: Make,
+    wan: SimpleNamespace,
+    tmp_path: Path,
+    rushes: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+    precision: str,
+) -> None:
+    """Its parts are found by what is in them; the clip is that of the files, and is made again from its record."""
+    folder, pieces = tmp_path / "a model", tiny_wan("original").files.text.with_name("tokenizer.json")
+
+    def tokenizer(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pieces, path)
+
+    files = (
+        write_comfy(folder, wan, precision) if layout == "comfy" else written(wan, layout, precision, folder, tokenizer)
+    )
+    options = (*SMALL, "--guidance", "3")
+    done = rushes("generate", "a red ball rolls", "--model", str(folder), *options, "-o", "a.safetensors")
+    assert done.returncode == 0, done.stderr
+    shot = Shot("a red ball rolls", size=(32, 32), frames=5, steps=2, seed=6, guidance=3.0)
+    got = load_file(tmp_path / "a.safetensors")["latents"]
+    assert torch.equal(got, Engine.load(files, device="cpu").denoise(shot))
+    again = rushes("generate", "--from", "a.safetensors", "-o", "b.safetensors", "--device", "cpu")
+    assert again.returncode == 0, again.stderr
+    assert torch.equal(load_file(tmp_path / "b.safetensors")["latents"], got)
+
+
+def test_loras_on_the_command_line_are_in_the_record(
+    wan: SimpleNamespace, tmp_path: Path, rushes: Make, nobody: Path
+) -> None:
+    """--lora FILE:STRENGTH; made again by --from; and when the file is gone, its name is said."""
+    folder = tmp_path / "model"
+    write_comfy(folder, wan, "fp32")
+    layer = "diffusion_model.blocks.0.ffn.0"
+    halves = {f"{layer}.lora_A.weight": torch.randn(4, 256), f"{layer}.lora_B.weight": torch.randn(512, 4)}
+    save_file(halves, tmp_path / "style.safetensors")
+    options = SMALL
+    base = ("generate", "a red ball rolls", "--model", str(folder), *options)
+    for name, loras in (("none", ()), ("half", ("style.safetensors:0.5",)), ("twice", ("style.safetensors",) * 2)):
+        done = rushes(*base, *(word for lora in loras for word in ("--lora", lora)), "-o", f"{name}.safetensors")
+        assert done.returncode == 0, done.stderr
+    none, half, twice = (load_file(tmp_path / f"{name}.safetensors")["latents"] for name in ("none", "half", "twice"))
+    assert not torch.equal(none, half) and not torch.equal(half, twice)
+    assert f"lora           {tmp_path / 'style.safetensors'} at 0.5" in rushes("inspect", "half.safetensors").stdout
+    again = rushes("generate", "--from", "half.safetensors", "-o", "again.safetensors", "--device", "cpu")
+    assert again.returncode == 0 and "LoRA" not in again.stderr
+    assert torch.equal(load_file(tmp_path / "again.safetensors")["latents"], half)
+    (tmp_path / "style.safetensors").unlink()
+    gone = rushes("generate", "--from", "half.safetensors", "-o", "gone.safetensors", "--device", "cpu")
+    assert gone.returncode == 2 and f"lora: {tmp_path / 'style.safetensors'} cannot be read (No such" in gone.stderr
+    other = rushes("generate", "a ball", "--lora", "style.safetensors:1000", "-o", "x.safetensors")
+    assert other.returncode == 2 and "lora: the strength is 1000.0; a number from -100.0 to 100.0" in other.stderr

@@ -80,6 +80,10 @@ class Memory:
         self._known[key] = {"stamp": stamp, "value": value}
         self._changed = True
 
+    def forget_missing(self) -> None:
+        """Drop what is known of files that are gone, where the keys are their paths."""
+        self._known = {key: value for key, value in self._known.items() if Path(key).exists()}
+
     def save(self) -> None:
         """Write what is new. A cache that cannot be written costs the next listing its time and nothing else."""
         if not self._changed:
