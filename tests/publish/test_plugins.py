@@ -132,7 +132,18 @@ def test_a_studios_plugins_run_where_they_belong(approved: str, tmp_path: Path, 
         "class OtherFamily(api.InstancePlugin):\n    families = ['model']\n    order = 1.2\n"
         "    def process(self, instance):\n        1 / 0\n"
     )
+
+    class Gone(api.ContextPlugin):
+        hosts = ["maya"]  # noqa: RUF012 - pyblish's own form
+
+        def process(self, context: object) -> None:
+            raise RuntimeError("in no Maya")
+
+    api.register_host("maya")
+    api.register_plugin(Gone)  # which looks at the hosts of this moment, and never again
+    api.deregister_host("maya")
     report = run([approved], tmp_path / "show", host="nuke")
+    api.deregister_plugin(Gone)
     rows = [row for row in report.rows if not row.plugin.startswith("CollectCurrent")]
     assert report.ok and [row.plugin for row in rows if "Rushes" not in row.plugin] == [
         "StudioFirst", "OnlyNuke", "StudioLast",
