@@ -68,7 +68,7 @@ def test_without_a_file_all_is_allowed_but_a_review_is_needed(tmp_path: Path) ->
         ("[plate]\nframes = [9, 5]\n", "plate.frames is [9, 5]"),
         ("[plate]\nframes = [true, 5]\n", "plate.frames is [True, 5]"),
         ('[review]\nrequired = "yes"\n', "review.required is 'yes'; true or false is allowed"),
-        ('[deliver]\nproxy = "gif"\n', 'deliver.proxy is \'gif\'; "h264" or "prores" or "none" is allowed'),
+        ('[deliver]\nproxy = "gif"\n', "deliver.proxy is 'gif'; \"h264\""),
         ("[deliver]\nproxy = []\n", "deliver.proxy is []"),
         ("[deliver]\ncontact_sheet_columns = 0\n", "deliver.contact_sheet_columns is 0; a whole number from 1 to 20"),
         ("template = 5\n", "template is 5; a path such as"),

@@ -234,9 +234,14 @@ def read_attribute(path: Path, name: str, what: str) -> str | None:
 
 def read_tag(path: Path, name: str, what: str = "a picture") -> Any:
     """An attribute of any kind, by OpenImageIO's name for it; None where there is none. Raises ShotError."""
+    return read_header(path, what).getattribute(name)
+
+
+def read_header(path: Path, what: str = "a picture") -> oiio.ImageSpec:
+    """All that a picture says of itself. Raises ShotError."""
     picture = oiio.ImageInput.open(str(path))
     if picture is None:
         raise unreadable(path, what, oiio.geterror())
-    value = picture.spec().getattribute(name)
+    spec = picture.spec()
     picture.close()
-    return value
+    return spec

@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rushes.media.color import Space, find_gamut, find_space
 from rushes.media.manifest import Manifest, manifest_path, record_digest
-from rushes.media.plates import read_tag
+from rushes.media.plates import SLATE, read_header, read_tag
 from rushes.media.reader import read_frames
 from rushes.media.record import read_record, source_type
+from rushes.media.timecodes import format_timecode, frame_of_timecode, nominal_rate
 from rushes.media.verification import OnFile, verify
 from rushes.publish.publication import Facts, Publication
 from rushes.publish.review import last_review, read_reviews
-from rushes.publish.subject import Content, Subject
+from rushes.publish.subject import Subject
 from rushes.shot import Shot, ShotError
 
 
@@ -25,7 +27,7 @@ class NoManifest(ShotError):
     repair = "WriteRushesManifest"  # the action that does; reports offer what an error names
 
 
-def check_frames(subject: Subject, on_file: OnFile | None = None) -> Content:
+def check_frames(subject: Subject, on_file: OnFile | None = None) -> Manifest:
     """Every pixel is read, and every file is what its manifest says. Returns what is there. Raises ShotError.
 
     A plate without a manifest is refused, for nothing tells that its files are all and unchanged; a job's own frames
@@ -39,10 +41,22 @@ def check_frames(subject: Subject, on_file: OnFile | None = None) -> Content:
             f"{subject.text}: {verification.findings[0].sentence}{more}; a whole, unchanged plate is allowed"
         )
     if verification.manifest is not None:
-        return Content(verification.manifest.files)
+        return verification.manifest
     if subject.job is None or subject.plate.folder != subject.job.frames_folder:
         raise NoManifest(f"{verification.sentence}; a plate with its manifest is allowed")
-    return subject.content()
+    return measured(subject)
+
+
+def measured(subject: Subject) -> Manifest:
+    """What the manifest of the files would be, as they are now. Raises ShotError."""
+    facts, files = read_facts(subject), subject.content().files
+    header = read_header(subject.files()[0][1])
+    slate = files[0].number if len(files) > 1 and header.getattribute(SLATE) else None
+    handles, transform = header.getattribute("rushes/handles"), header.getattribute("rushes/transform")
+    return Manifest(
+        subject.plate.name, facts.frames, (header.width, header.height), facts.fps, facts.colorspace,
+        record_digest(subject.record), files, str(transform or ""), handles if isinstance(handles, int) else 0, slate,
+    )  # fmt: skip
 
 
 def write_manifest(subject: Subject) -> Path:
@@ -54,13 +68,8 @@ def write_manifest(subject: Subject) -> Path:
     try:
         check_frames(subject)
     except NoManifest:
-        facts, content = read_facts(subject), subject.content()
-        manifest = Manifest(
-            subject.plate.name, facts.frames, facts.size, facts.fps, facts.colorspace,
-            record_digest(subject.record), content.files,
-        )  # fmt: skip
         try:
-            manifest.write(path)
+            measured(subject).write(path)
         except OSError as error:
             raise ShotError(
                 f"{path}: it cannot be written ({error.strerror or error}); a writable folder is allowed"
@@ -72,17 +81,24 @@ def write_manifest(subject: Subject) -> Path:
 def read_facts(subject: Subject) -> Facts:
     """By the first file's header. Raises ShotError."""
     with read_frames(subject.pattern) as reader:
-        return Facts(reader.frames, reader.size, reader.fps, reader.colorspace)
+        first = reader.start_frame if subject.plate.padding is not None else None
+        facts = Facts(reader.frames, first, reader.size, reader.fps, reader.colorspace, None)
+    number = first or 0
+    packed = read_tag(subject.plate.folder / subject.plate.file_name(number), "smpte:TimeCode")
+    if facts.fps is None or nominal_rate(facts.fps) is None or not isinstance(packed, tuple):
+        return facts
+    count = frame_of_timecode(packed[0], facts.fps)
+    return facts if count == number else replace(facts, timecode=format_timecode(count, facts.fps))
 
 
 def frames(publication: Publication, on_file: OnFile | None = None) -> None:
     """Every file is whole, and what was written."""
     subject = publication.subject
     try:
-        publication.content = check_frames(subject, on_file)
+        publication.manifest = check_frames(subject, on_file)
     except ShotError:
         with suppress(ShotError):  # what can be known all the same, so that the other checks speak in the same report
-            publication.content = subject.content()
+            publication.manifest = measured(subject)
             publication.facts = read_facts(subject)
         raise
     publication.facts = read_facts(subject)
@@ -90,8 +106,8 @@ def frames(publication: Publication, on_file: OnFile | None = None) -> None:
 
 def frame_range(publication: Publication) -> None:
     """First number and length against the shot that made it, and the project's settings."""
-    content, settings = publication.known("content"), publication.settings
-    count, first = len(content.files), content.files[0].number
+    facts, settings = publication.known("facts"), publication.settings
+    count, first = facts.frames, facts.first
     wanted = Shot.from_dict(publication.record["shot"]).frames
     if wanted is not None and count != wanted:
         raise ShotError(f"frames: the plate has {count}, its shot {wanted}; the whole shot is allowed")
@@ -117,18 +133,20 @@ def rate(publication: Publication) -> None:
 
 def size(publication: Publication) -> None:
     """Width and height."""
-    facts, settings = publication.known("facts"), publication.settings
-    width, height = facts.size
+    facts, stored = publication.known("facts"), publication.known("manifest").size
+    settings, (width, height) = publication.settings, facts.size
     wanted = Shot.from_dict(publication.record["shot"]).size
-    if wanted is not None and facts.size != wanted:
-        raise ShotError(f"size: the plate is {width}x{height}, its shot {wanted[0]}x{wanted[1]}; the same is allowed")
+    if wanted is not None and stored != wanted:
+        raise ShotError(
+            f"size: the plate is {stored[0]}x{stored[1]}, its shot {wanted[0]}x{wanted[1]}; the same is allowed"
+        )
     if settings.sizes and facts.size not in settings.sizes:
         allowed = ", ".join(f"{one[0]}x{one[1]}" for one in settings.sizes)
         raise ShotError(f"size: the plate is {width}x{height}; the project allows {allowed}")
     if settings.proxy_suffix == "mp4" and (width % 2 or height % 2):
         raise ShotError(
             f"size: the plate is {width}x{height}, and an H.264 proxy needs an even width and height; "
-            'proxy = "prores" in the settings is allowed'
+            'proxy = "prores-422hq" in the settings is allowed'
         )
 
 
@@ -174,7 +192,7 @@ def provenance(publication: Publication) -> None:
 
 def review(publication: Publication) -> None:
     """Somebody has looked at exactly these files, and their last word is that they are approved."""
-    subject, content = publication.subject, publication.known("content")
+    subject, content = publication.subject, publication.content
     command = f"`rushes review {subject.text} --by NAME --verdict approved`"
     history = read_reviews(subject.review_path)
     found = last_review(history, content)

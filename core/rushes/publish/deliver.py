@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import rushes
 from rushes.jobs.folder import write_json
 from rushes.media.format import OutputFormat
-from rushes.media.manifest import Manifest, manifest_path, record_digest
+from rushes.media.manifest import manifest_path
 from rushes.media.outputs import open_outputs
 from rushes.media.paths import Target
 from rushes.media.reader import read_frames
+from rushes.media.record import MADE_FROM, NO_SHOT
 from rushes.media.timeline import write_timeline
 from rushes.publish.pictures import Caption, contact_sheet, evenly, read_frame, scaled, write_png
 from rushes.publish.publication import MANIFEST, OnStep, Publication
@@ -27,14 +29,9 @@ def plate(publication: Publication, on_step: OnStep) -> None:
     """Reserve the version, and copy the plate's files into it with a manifest of their own."""
     publication.reserve()
     publication.copy_plate(on_step)
-    facts, content = publication.known("facts"), publication.known("content")
     target = publication.plate
-    manifest = Manifest(
-        publication.subject.plate.name, facts.frames, facts.size, facts.fps, facts.colorspace,
-        record_digest(publication.record), content.files,
-    ).renamed(target)  # fmt: skip
     name = manifest_path(target.folder / target.name).name
-    manifest.write(publication.building / name)
+    publication.known("manifest").renamed(target).write(publication.building / name)
     publication.add(name)
 
 
@@ -48,7 +45,12 @@ def proxy(publication: Publication, on_step: OnStep) -> None:
     done = 0
     with (
         read_frames(publication.subject.pattern) as reader,
-        open_outputs([publication.building / name], publication.record) as outputs,
+        open_outputs(
+            [publication.building / name],
+            _record_of_what_is_seen(publication),
+            codec=publication.settings.proxy,
+            timecode=facts.timecode,
+        ) as outputs,
     ):
         for frames in reader:
             outputs.write(frames.clip(0.0, 1.0))
@@ -57,10 +59,19 @@ def proxy(publication: Publication, on_step: OnStep) -> None:
     publication.add(name)
 
 
+def _record_of_what_is_seen(publication: Publication) -> Mapping[str, Any]:
+    """The plate's own, but where an overscan is left out: such pictures are made from the shot's, and not they."""
+    record, size = publication.record, publication.known("facts").size
+    shot = Shot.from_dict(record["shot"])
+    if shot.size in (None, size):
+        return record
+    return {**record, "shot": shot.replace(size=size).to_dict(), NO_SHOT: True, MADE_FROM: dict(record)}
+
+
 def thumbnail(publication: Publication) -> None:
     """The middle frame."""
     name = f"{publication.stem}_thumbnail.png"
-    files = publication.subject.files()
+    files = publication.frames()
     picture = scaled(read_frame(files[len(files) // 2][1]), publication.settings.thumbnail_width)
     write_png(publication.building / name, picture, publication.record)
     publication.add(name)
@@ -68,24 +79,24 @@ def thumbnail(publication: Publication) -> None:
 
 def sheet(publication: Publication) -> None:
     """A contact sheet, where the settings want one."""
-    settings, files = publication.settings, publication.subject.files()
+    settings, files = publication.settings, publication.frames()
     if not settings.sheet_frames:
         return
     name = f"{publication.stem}_contact_sheet.png"
-    is_sequence = publication.subject.plate.padding is not None
     chosen = [files[place] for place in evenly(len(files), settings.sheet_frames)]
-    labelled = [(str(number) if is_sequence else path.name, path) for number, path in chosen]
+    labelled = [(path.name if number is None else str(number), path) for number, path in chosen]
     picture = contact_sheet(labelled, _caption(publication), settings.sheet_width, settings.sheet_columns)
     write_png(publication.building / name, picture, publication.record)
     publication.add(name)
 
 
 def _caption(publication: Publication) -> Caption:
-    facts, files = publication.known("facts"), publication.subject.files()
+    facts, files, manifest = publication.known("facts"), publication.frames(), publication.known("manifest")
     shot, model = Shot.from_dict(publication.record["shot"]), publication.record.get("model") or {}
     span = f", {files[0][0]} to {files[-1][0]}" if len(files) > 1 else ""
     fps = f" at {float(facts.fps):.6g} fps" if facts.fps else ""
-    made = f"{facts.size[0]}x{facts.size[1]}, {len(files)} frames{span}{fps}, {facts.colorspace}"
+    handles = f", handles of {manifest.handles}" if manifest.handles else ""
+    made = f"{facts.size[0]}x{facts.size[1]}, {len(files)} frames{span}{handles}{fps}, {facts.colorspace}"
     review = publication.review
     lines = [shot.prompt, f"{made}, seed {shot.seed}, {model.get('name', shot.model)}"]
     if review is not None:
@@ -94,7 +105,7 @@ def _caption(publication: Publication) -> Caption:
 
 
 def timeline(publication: Publication) -> None:
-    """One clip that refers to the published plate and proxy, under their final names."""
+    """One clip that refers to the published plate and proxy, under their final names, and to earlier versions."""
     facts = publication.known("facts")
     if not publication.settings.has_timeline:
         return
@@ -105,7 +116,9 @@ def timeline(publication: Publication) -> None:
         pictures.append(Target.parse(final / f"{publication.stem}.{suffix}"))
     if facts.fps is None:
         raise ShotError("fps: a timeline needs a frame rate, and the files do not tell one")
-    form = OutputFormat(start_frame=publication.known("content").files[0].number or 0)
+    form = OutputFormat(
+        start_frame=facts.first or 0, handles=publication.known("manifest").handles, timecode=facts.timecode
+    )
     write_timeline(publication.building / name, pictures, publication.record, facts.fps, facts.frames, form)
     publication.add(name)
 
@@ -124,7 +137,7 @@ def integrate(publication: Publication) -> Path:
 
 
 def _listing(publication: Publication) -> dict[str, Any]:
-    subject, review, content = publication.subject, publication.review, publication.known("content")
+    subject, review, content = publication.subject, publication.review, publication.content
     building, settings = publication.building, publication.settings
     return {
         "version": VERSION,

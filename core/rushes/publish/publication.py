@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rushes.media.manifest import file_digest
+from rushes.media.manifest import Manifest, file_digest
 from rushes.media.paths import Target
 from rushes.publish.review import Review
 from rushes.publish.settings import Settings
@@ -27,19 +27,24 @@ MANIFEST = "publish.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """What the files say of themselves. fps: None where they do not tell; colorspace: the configuration's name."""
+    """What the files say of themselves. frames: without a slate; first: number of the first of them, None where it has
+    none; size: (width, height) of what is seen; fps: None where they do not tell; colorspace: the configuration's name;
+    timecode: of the first frame, None where it is its number counted from 0.
+    """
 
     frames: int
+    first: int | None
     size: tuple[int, int]
     fps: Fraction | None
     colorspace: str
+    timecode: str | None
 
 
 @dataclass
 class Publication:
     """subject, settings, root, asked: what is wanted; asked is a version's number, None for the next.
 
-    The validators fill in content, facts, review and source_type, the extractors version and files.
+    The validators fill in manifest, facts, review and source_type, the extractors version and files.
     files: name in the version's folder -> SHA-256.
     """
 
@@ -47,7 +52,7 @@ class Publication:
     settings: Settings
     root: Path
     asked: int | None = None
-    content: Content | None = None
+    manifest: Manifest | None = None
     facts: Facts | None = None
     review: Review | None = None
     source_type: str = ""
@@ -63,7 +68,7 @@ class Publication:
     @property
     def stem(self) -> str:
         """How the version's files begin, such as sh010_v003, so that hosts step through versions of them."""
-        return f"{self.subject.name}_v{self.reserved.number:03d}"
+        return f"{self.subject.name}_v{self.settings.version_text(self.reserved.number)}"
 
     @property
     def reserved(self) -> Version:
@@ -91,6 +96,20 @@ class Publication:
             raise ShotError(f"{name}: not known, because an earlier check of the plate has failed")
         return value
 
+    @property
+    def content(self) -> Content:
+        """Every file with its hash, as it was checked. Raises ShotError where it could not be."""
+        return Content(self.known("manifest").files)
+
+    def frames(self) -> list[tuple[int | None, Path]]:
+        """Number and path of each frame, the slate left out."""
+        manifest, folder = self.known("manifest"), self.subject.plate.folder
+        return [
+            (file.number, folder / file.name)
+            for file in manifest.files
+            if manifest.slate is None or file.number != manifest.slate
+        ]
+
     def reserve(self) -> None:
         """A number and a folder. Raises ShotError."""
         if self.version is None or not self.version.is_open:
@@ -100,7 +119,7 @@ class Publication:
 
     def copy_plate(self, on_step: OnStep) -> None:
         """The files as they were checked, byte by byte: one that has changed meanwhile is refused."""
-        plate, content = self.plate, self.known("content")
+        plate, content = self.plate, self.content
         for done, file in enumerate(content.files):
             on_step(done, len(content.files))
             name = plate.file_name(file.number or 0)

@@ -19,13 +19,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from rushes.media.paths import CODECS
 from rushes.shot import MAX_FRAMES, ShotError, parse_fps, parse_size
 
 FILE_NAME = "rushes-publish.toml"
 VARIABLE = "RUSHES_PUBLISH_SETTINGS"
 TEMPLATE = "{root}/{shot}/plates/{name}/v{version:03d}"
 FIELDS = ("root", "shot", "name", "version")
-PROXIES = {"h264": "mp4", "prores": "mov", "none": ""}  # of `proxy`: the suffix that says it to the media room
+# Of `proxy`: the suffix of each codec, the first that has it
+PROXIES = {
+    codec: next(kind for kind in CODECS if codec in CODECS[kind]) for codecs in CODECS.values() for codec in codecs
+}
+PROXIES |= {"none": ""}
+VERSION_FIELD = re.compile(r"\{version[^}]*\}")
 _VERSION_FORMAT = re.compile(r"0\d*d|d|")
 
 
@@ -56,8 +62,14 @@ class Settings:
 
     @property
     def proxy_suffix(self) -> str:
-        """ "mp4", "mov", or "" where no proxy is wanted."""
+        """ "mp4" or "mov", or "" where no proxy is wanted."""
         return PROXIES[self.proxy]
+
+    def version_text(self, version: int) -> str:
+        """The number as the template writes it, so that files and folders have the same."""
+        found = VERSION_FIELD.search(self.template)
+        assert found is not None  # a template without it is refused
+        return found[0].format(version=version)
 
     def folder(self, root: Path, shot: str, name: str, version: int) -> Path:
         """Where a version goes."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rushes.publish.settings import Settings
+from rushes.publish.settings import VERSION_FIELD, Settings
 from rushes.shot import ShotError
 
 LOCK = ".rushes-publish.lock"
@@ -127,7 +127,7 @@ def _taken(settings: Settings, root: Path, shot: str, name: str, parent: Path) -
     """Numbers of versions that exist or are being made, and which of the two, as the end of a sentence."""
     mark = "\0"
     model = settings.template.rpartition("/")[2]
-    before, _, after = re.sub(r"\{version[^}]*\}", mark, model).partition(mark)
+    before, _, after = VERSION_FIELD.sub(mark, model).partition(mark)
     fields = {"root": "", "shot": shot, "name": name}
     pattern = re.compile(re.escape(before.format(**fields)) + r"(\d+)" + re.escape(after.format(**fields)))
     found: dict[int, str] = {}

@@ -32,8 +32,7 @@ class ValidateRushesFrames(api.InstancePlugin):
     def process(self, instance: Any) -> None:
         found = publication.publication_of(instance)
         checks.frames(found, progress.teller(instance.context))
-        content = found.known("content")
-        self.log.info("%d files, %d bytes", len(content.files), content.bytes)
+        self.log.info("%d files, %d bytes", len(found.content.files), found.content.bytes)
 
 
 class ValidateRushesRange(api.InstancePlugin):
