@@ -113,7 +113,9 @@ def test_other_parts_are_refused_by_what_they_are(
     with pytest.raises(ShotError, match=words) as caught:
         files_card(files)
     assert str(caught.value).startswith(f"transformer: got {stem}.safetensors; it ")
-    assert str(caught.value).endswith("such as wan2.1_t2v_1.3B_fp16.safetensors is expected")
+    assert str(caught.value).endswith(
+        "such as wan2.1_t2v_1.3B_fp16.safetensors (in ComfyUI: models/diffusion_models) is expected"
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_a_vae_of_other_channels_is_refused_with_the_right_ones_name(shelf: Call
         files_card(shelf("wan21_t2v_14b", vae="wan22_vae"))
     assert str(caught.value) == (
         "vae: got wan22_vae.safetensors with 48 latent channels, and wan21_t2v_14b.safetensors works in 16; "
-        "a VAE of 16 such as wan_2.1_vae.safetensors is expected"
+        "a VAE of 16 such as wan_2.1_vae.safetensors (in ComfyUI: models/vae) is expected"
     )
     with pytest.raises(ShotError, match=r"with 16 latent .* in 48; a VAE of 48 such as wan2\.2_vae\.safetensors"):
         files_card(shelf("wan22_ti2v_5b"))
@@ -239,7 +241,7 @@ def test_a_text_encoder_of_another_width_is_refused(tiny_wan: TinyWan) -> None:
         files_card(files)
     assert str(caught.value) == (
         "text: got tiny_text.safetensors with 24 values a token, and tiny_transformer.safetensors reads 4096; "
-        "UMT5-XXL in fp16, bf16 or fp32 such as umt5_xxl_fp16.safetensors is expected"
+        "UMT5-XXL such as umt5_xxl_fp16.safetensors (in ComfyUI: models/text_encoders) is expected"
     )
 
 

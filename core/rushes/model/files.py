@@ -37,13 +37,19 @@ SPIECE = "spiece_model"  # sentencepiece's model, as ComfyUI's text encoder file
 MAX_PIXELS = 2048 * 2048
 ROPE_FRAMES = 1024  # latent frames that Wan's position table has
 
-EXPECTED = {
-    "transformer": "a Wan transformer in fp16, bf16 or fp32 such as wan2.1_t2v_1.3B_fp16.safetensors",
-    "transformer_low": "the low-noise expert in fp16, bf16 or fp32 such as wan2.2_t2v_low_noise_14B_fp16.safetensors",
-    "text": "UMT5-XXL in fp16, bf16 or fp32 such as umt5_xxl_fp16.safetensors",
+_MODELS = "models/diffusion_models"
+FOLDERS = {  # where ComfyUI, and so most artists, keep each part
+    "transformer": _MODELS, "transformer_low": _MODELS, "transformer_high": _MODELS, "text": "models/text_encoders",
+    "vae": "models/vae", "clip": "models/clip_vision",
+}  # fmt: skip
+_USUAL = {
+    "transformer": "a Wan transformer such as wan2.1_t2v_1.3B_fp16.safetensors",
+    "transformer_low": "the low-noise expert such as wan2.2_t2v_low_noise_14B_fp16.safetensors",
+    "text": "UMT5-XXL such as umt5_xxl_fp16.safetensors",
     "vae": "a Wan VAE in fp16, bf16 or fp32 such as wan_2.1_vae.safetensors",
     "clip": "CLIP's ViT-H/14 vision tower in fp16, bf16 or fp32 such as clip_vision_h.safetensors",
 }
+EXPECTED = {part: f"{usual} (in ComfyUI: {FOLDERS[part]})" for part, usual in _USUAL.items()}
 VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}  # latent channels -> its usual name
 HOLDS = {"transformer": "a transformer", "text": "a text encoder", "vae": "a VAE", "clip": "a CLIP vision tower"}
 
@@ -350,7 +356,8 @@ def _check_pairs(files: ModelFiles, transformer: TransformerConfig, text: TextCo
         usual = VAE_FILES.get(channels)
         raise ShotError(
             f"vae: got {files.vae.name} with {vae.latent_channels} latent channels, and {files.transformer.name} works "
-            f"in {channels}; a VAE of {channels}{f' such as {usual}' if usual else ''} is expected"
+            f"in {channels}; a VAE of {channels}{f' such as {usual}' if usual else ''} (in ComfyUI: {FOLDERS['vae']}) "
+            "is expected"
         )
     if text.dim != transformer.text_dim:
         raise ShotError(

@@ -18,7 +18,7 @@ from typing import Any
 from rushes.model import added
 from rushes.model.bundle import SHIPPED, bundle_path, read_card
 from rushes.model.experts import other_name
-from rushes.model.files import EXPECTED, VAE_FILES, ModelFiles, files_card, tokenizer_file
+from rushes.model.files import EXPECTED, FOLDERS, VAE_FILES, ModelFiles, files_card, tokenizer_file
 from rushes.model.names import own_name, slug
 from rushes.model.offers import Source
 from rushes.model.places import Place, comfyui_place, is_comfyui, usual_places, weights_in
@@ -27,11 +27,6 @@ from rushes.shot import ShotError
 
 ORIGINS = ("shipped", "added", "comfyui", "hub")
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8")  # which of several files of the same model is taken first
-_MODELS = "models/diffusion_models"
-FOLDERS = {  # ComfyUI's, of parts that may be missing
-    "transformer_low": _MODELS, "transformer_high": _MODELS, "vae": "models/vae", "text": "models/text_encoders",
-    "clip": "models/clip_vision",
-}  # fmt: skip
 _FILE_PARTS = {
     "transformer_low": "transformer",
     "transformer_high": "transformer",
