@@ -219,7 +219,7 @@ def _naming() -> list[io.Input]:
             "format",
             options=list(plates.KINDS),
             default="EXR",
-            tooltip="EXR: scene-linear sequence. ProRes MOV: 422 HQ, 10 bit. MP4: H.264, 8 bit. PNG: sequence, 8 bit.",
+            tooltip="EXR: scene-linear sequence, with a manifest that proves it. ProRes MOV: 422 HQ, 10 bit. MP4: H.264, 8 bit. PNG: sequence, 8 bit.",
         ),
         io.Int.Input(
             "start_frame",
@@ -258,7 +258,7 @@ def _format() -> list[io.Input]:
             "compression",
             options=list(COMPRESSIONS),
             default=COMPRESSIONS[0],
-            tooltip="Of EXR only: zip, piz and none are lossless; dwaa is lossy and small.",
+            tooltip="Of EXR only: all are lossless but dwaa, which is small; zips reads fastest line by line.",
         ),
         io.Boolean.Input(
             "sidecar",

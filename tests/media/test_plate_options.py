@@ -99,6 +99,12 @@ def test_a_slate_is_a_file_before_the_first_and_no_frame(tmp_path: Path, make_re
     found = verify(tmp_path / "with" / PATTERN)
     assert found.ok and found.frames == 3
     assert read_record(tmp_path / "with" / PATTERN) == make_record(3, size=size)
+    (tmp_path / "with" / "p_v001.exr.manifest.json").rename(tmp_path / "kept")
+    assert (verify(tmp_path / "with" / PATTERN).frames, verify(tmp_path / "with" / PATTERN).findings) == (3, ())
+    rest[2].rename(tmp_path / "gone")
+    assert [finding.problem for finding in verify(tmp_path / "with" / PATTERN).findings] == ["missing"]
+    (tmp_path / "gone").rename(rest[2])
+    (tmp_path / "kept").rename(tmp_path / "with" / "p_v001.exr.manifest.json")
     slate.unlink()
     assert [finding.number for finding in verify(tmp_path / "with" / PATTERN).findings] == [1000]
 

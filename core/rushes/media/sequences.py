@@ -130,6 +130,14 @@ def _opened(path: Path) -> oiio.ImageInput:
     return picture
 
 
+def is_slate(path: Path) -> bool:
+    """Whether a picture says that it is no frame of its plate. Raises ShotError."""
+    picture = _opened(path)
+    found = picture.spec().getattribute(plates.SLATE)
+    picture.close()
+    return bool(found)
+
+
 def read_stored(path: Path) -> list[np.ndarray]:
     """Every number of a picture as its file has it, all parts of a file: [h, w, c] each. Raises ShotError."""
     picture = _opened(path)

@@ -105,7 +105,9 @@ def _manifest_of(target: Target) -> Manifest | None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One file as it is. sha256: "" where it could not be opened; frames: read whole; reason: why not all were."""
+    """One file as it is. sha256: "" where it could not be opened; frames: read whole; reason: why not all were;
+    is_slate: it is whole, and says that it is no frame.
+    """
 
     path: Path
     number: int | None
@@ -114,6 +116,7 @@ class _Seen:
     pixels: str = ""
     frames: int = 0
     reason: str = ""
+    is_slate: bool = False
 
 
 class _Look:
@@ -129,8 +132,7 @@ class _Look:
                 self.seen[seen.path.name] = seen
                 self._on_file(done, len(there))
         findings = list(self._compared() if self.manifest else self._unproven())
-        slate = self.manifest.slate if self.manifest else None
-        frames = sum(seen.frames for seen in self.seen.values() if slate is None or seen.number != slate)
+        frames = sum(seen.frames for seen in self.seen.values() if not seen.is_slate)
         return Verification(self.target, self.manifest, frames, tuple(findings))
 
     def _see(self, file: tuple[int | None, Path]) -> _Seen:
@@ -144,9 +146,11 @@ class _Look:
         pixels, frames = "", 0
         try:
             if self.target.kind in STILLS:
-                from rushes.media.sequences import read_stored
+                from rushes.media.sequences import is_slate, read_stored
 
                 pixels, frames = pixels_digest(read_stored(path)), 1
+                if is_slate(path):
+                    return _Seen(path, number, size, digest, pixels, frames, is_slate=True)
             else:
                 from rushes.media.footage import count_decoded
 
@@ -230,9 +234,10 @@ class _Look:
                     problem,
                     "is empty" if problem == "empty" else f"is damaged: {seen.reason}",
                 )
-        wanted, last = self._frames_of_record(), before
-        if self.target.padding is not None and last is not None and wanted is not None:
-            there = last - next(iter(self.seen.values())).number + 1  # type: ignore[operator]
+        wanted = self._frames_of_record()
+        numbers = [seen.number for seen in self.seen.values() if seen.number is not None and not seen.is_slate]
+        if wanted is not None and numbers:
+            there = numbers[-1] - numbers[0] + 1  # gaps are told already
             if there < wanted:
                 name = self.target.name
                 sentence = f"{name}: its files tell of {wanted} frames, and {there} are there"
