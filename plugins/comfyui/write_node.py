@@ -219,7 +219,8 @@ def _naming() -> list[io.Input]:
             "format",
             options=list(plates.KINDS),
             default="EXR",
-            tooltip="EXR: scene-linear sequence, with a manifest that proves it. ProRes MOV: 422 HQ, 10 bit. MP4: H.264, 8 bit. PNG: sequence, 8 bit.",
+            tooltip="EXR: scene-linear sequence and its manifest. ProRes MOV: 422 HQ, 10 bit. MP4: H.264, 8 bit. "
+            "PNG: sequence, 8 bit.",
         ),
         io.Int.Input(
             "start_frame",
