@@ -23,6 +23,9 @@ REQUIRED = (
     "rushes/plugins/comfyui/example_workflows/*.json",
     "rushes/plugins/comfyui/locales/en/nodeDefs.json",
     "rushes/plugins/comfyui/web/docs/RushesGenerate.md",
+    "rushes/plugins/nuke/init.py",
+    "rushes/plugins/nuke/menu.py",
+    "rushes/plugins/nuke/rushes_nuke/__init__.py",
     "rushes-*.dist-info/licenses/LICENSE",
 )
 ALLOWED_TREES = ("rushes/", "rushes-", "../")  # "../" is the script `rushes`

@@ -58,6 +58,7 @@ PLUGIN_SOURCES = sorted(PLUGINS.rglob("*.py"))
 # What each plug-in may import beside the standard library and itself; these files of it not even that
 PLUGIN_HOSTS = {
     "blender": {"bpy"},
+    "nuke": {"nuke", "nukescripts", "PySide2", "PySide6", "rushes_nuke"},
     "comfyui": {
         "comfy",
         "comfy_api",
@@ -71,6 +72,8 @@ PLUGIN_HOSTS = {
 }
 WITHOUT_HOST = {
     "blender/__init__.py", "blender/elements.py",
+    "nuke/rushes_nuke/__init__.py", "nuke/rushes_nuke/refusal.py", "nuke/rushes_nuke/ranges.py",
+    "nuke/rushes_nuke/places.py", "nuke/rushes_nuke/preferences.py",
     "comfyui/__init__.py",  # it says in one line what is missing where `rushes` is
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright Contributors to the Rushes project
-"""`rushes package HOST`: the plug-in of a host as its users install it; Blender's has the jobs' client vendored in."""
+"""`rushes package HOST`: the plug-in of a host as its users install it, with the jobs' client where one is needed."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ VENDORED = (
 LEFT_OUT = ("__pycache__", "vendor")
 BLENDER_ID = "rushes"
 COMFYUI_ID = "rushes"  # the folder below custom_nodes
+NUKE_ID = "rushes"  # the folder that pluginAddPath names
 _TIME = (2020, 1, 1, 0, 0, 0)  # of every file in a zip: the same sources make the same bytes
 _HEADER = "# SPDX-License-Identifier: Apache-2.0\n# Copyright Contributors to the Rushes project\n"
 
@@ -76,6 +77,20 @@ def comfyui(output: str) -> None:
         click.echo(_write_folder(folder / COMFYUI_ID, comfyui_files()))
 
 
+@package.command()
+@click.option("-o", "--output", required=True, metavar="DIR", help="Where the folder goes, such as ~/.nuke.")
+def nuke(output: str) -> None:
+    """Write the plug-in for Nuke 14 and later, as a folder.
+
+    One line in ~/.nuke/init.py has Nuke load it: nuke.pluginAddPath("DIR/rushes").
+    """
+    folder = Path(output)
+    with _writing(folder):
+        path = _write_folder(folder / NUKE_ID, nuke_files())
+    click.echo(path)
+    click.echo(f'in ~/.nuke/init.py: nuke.pluginAddPath("{path.absolute().as_posix()}")', err=True)
+
+
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """What the system says about files in `folder`, as one sentence on the argument."""
@@ -98,12 +113,7 @@ def plugin_folder(host: str) -> Path:
 
 def blender_files() -> dict[str, bytes]:
     """The extension's files by their names in the zip."""
-    files = _sources("blender", "blender_manifest.toml")
-    jobs = Path(rushes.__file__).parent / "jobs"
-    files |= {f"vendor/{name}": (jobs / name).read_bytes() for name in VENDORED}
-    note = '"""From rushes/jobs of Rushes ' + __version__ + '."""\n'
-    files["vendor/__init__.py"] = (_HEADER + note).encode()
-    return files
+    return _sources("blender", "blender_manifest.toml") | _vendored("vendor")
 
 
 def comfyui_files() -> dict[str, bytes]:
@@ -111,7 +121,20 @@ def comfyui_files() -> dict[str, bytes]:
     return _sources("comfyui", "pyproject.toml")
 
 
-def _sources(host: str, manifest: str) -> dict[str, bytes]:
+def nuke_files() -> dict[str, bytes]:
+    """The plug-in's files by their names in the folder."""
+    return _sources("nuke") | _vendored("rushes_nuke/vendor")
+
+
+def _vendored(folder: str) -> dict[str, bytes]:
+    """The host-free files of rushes.jobs, as a package in `folder`."""
+    jobs = Path(rushes.__file__).parent / "jobs"
+    files = {f"{folder}/{name}": (jobs / name).read_bytes() for name in VENDORED}
+    note = '"""From rushes/jobs of Rushes ' + __version__ + '."""\n'
+    return {**files, f"{folder}/__init__.py": (_HEADER + note).encode()}
+
+
+def _sources(host: str, manifest: str = "") -> dict[str, bytes]:
     """A plug-in's files by their names, with this version in the one that names it."""
     source = plugin_folder(host)
     files = {
@@ -119,6 +142,8 @@ def _sources(host: str, manifest: str) -> dict[str, bytes]:
         for path in sorted(source.rglob("*"))
         if path.is_file() and not any(part in LEFT_OUT for part in path.relative_to(source).parts)
     }
+    if not manifest:
+        return files
     text = files[manifest].decode()
     files[manifest] = re.sub(r'^version = ".*"$', f'version = "{__version__}"', text, count=1, flags=re.M).encode()
     return files

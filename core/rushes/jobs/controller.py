@@ -106,6 +106,11 @@ class Controller:
         return self.is_running and self._client is not None and self._client.hello is not None
 
     @property
+    def client(self) -> Client | None:
+        """Of the worker that was started last."""
+        return self._client
+
+    @property
     def trouble(self) -> str:
         """A sentence when the worker is there and says nothing."""
         if self._client is None or not self._client.is_stuck:
@@ -249,7 +254,7 @@ class Controller:
             quote.length, quote.notes = made.length, made.notes
             client.request("estimate", {"shot": made.shot, "home": home, "fit": True}, then=priced, failed=refused)
 
-        self._with_limits(wish["model"], planned, refused)
+        self.with_limits(wish["model"], planned, refused)
 
     def tick(self) -> set[str]:
         """Read what has come. Returns the keys of the jobs that have changed since the last tick."""
@@ -262,7 +267,8 @@ class Controller:
 
     # --- requests -------------------------------------------------------------------------------------------------
 
-    def _with_limits(self, model: str, then: Callable[[], None], failed: Callable[[str], None]) -> None:
+    def with_limits(self, model: str, then: Callable[[], None], failed: Callable[[str], None]) -> None:
+        """Call `then` once the model's limits are known, now or in a later tick. The worker has been started."""
         if model in self.limits:
             then()
             return
@@ -290,7 +296,7 @@ class Controller:
             request = {"shot": made.shot, "home": job.home, "fit": True, **job.delivery}
             client.request("submit", request, then=lambda answer: self._accepted(job, answer), failed=refused)
 
-        self._with_limits(job.wish["model"], planned, refused)
+        self.with_limits(job.wish["model"], planned, refused)
 
     def _accepted(self, job: Job, answer: dict[str, Any]) -> None:
         job.id, job.shot, job.is_elsewhere = answer["job"], answer["shot"], False

@@ -51,29 +51,32 @@ def check_delivery(
 def about_file(path: str) -> dict[str, Any]:
     """The shot in one of our files, JSON-ready, and why making it again here may give other bits.
 
-    shot, record: as they stand in the file; colorspace: of a plate, else None; first, last: frame numbers of the
-    sequence that `path` names or is one frame of, None for other files; missing: numbers between them without a file;
+    path: of the sequence that `path` is one frame of, in its %04d form, or as given; shot, record: as they stand in the
+    file; colorspace: of a plate, else None; first, last: the sequence's frame
+    numbers, None for other files; missing: numbers between them without a file;
     notes: one sentence for each thing that is not as it was. Raises ShotError for a file that is not ours.
     """
     shot, record = shot_in(read_record(path), path)
-    numbers = [number for number, _ in _sequence(path)]
+    sequence = _sequence(path)
+    numbers = [number for number, _ in sequence.existing()] if sequence is not None else []
     missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers)) if numbers else []
     return {
+        "path": path if sequence is None else str(sequence.folder / sequence.name),
         "shot": shot.to_dict(), "record": dict(record), "colorspace": _colorspace(path),
         "first": numbers[0] if numbers else None, "last": numbers[-1] if numbers else None, "missing": missing,
         "notes": _differences(shot, record),
     }  # fmt: skip
 
 
-def _sequence(path: str) -> list[tuple[int, Path]]:
+def _sequence(path: str) -> Target | None:
     target = Target.parse(path)
     if target.padding is not None and not os.path.isfile(path):
-        return target.existing()
+        return target
     stem, suffix = os.path.splitext(path)
     digits = len(stem) - len(stem.rstrip("0123456789"))
     if target.kind not in ("exr", "png") or not digits or stem[-digits - 1 : -digits] not in (".", "_"):
-        return []
-    return Target.parse(f"{stem[:-digits]}%0{digits}d{suffix}").existing()
+        return None
+    return Target.parse(f"{stem[:-digits]}%0{digits}d{suffix}")
 
 
 def _colorspace(path: str) -> str | None:

@@ -31,12 +31,17 @@ def plan(wish: Wish, limits: Mapping[str, Any]) -> Plan:
     notes: list[str] = []
     size = _size(wish["size"], limits, notes)
     frames, length = _frames(wish["length"], limits, clip_fps, scene_fps, notes)
+    is_range = wish["length"]["mode"] != "FRAMES"
+    # the last picture belongs at the range's last frame, and not behind it, where what is made is cut off
+    seen = frame_at(length - 1, clip_fps, scene_fps) if is_range else -1
     shot = {
         "prompt": wish["prompt"], "negative": wish["negative"], "model": wish["model"], "seed": wish["seed"],
         "size": list(size), "frames": frames, "fps": str(clip_fps),
         "steps": wish["steps"] or limits["steps"],
         "guidance": limits["guidance"] if wish["guidance"] is None else wish["guidance"],
-        "keyframes": [{"frame": key["frame"], "image": key["image"]} for key in wish["keyframes"]],
+        "keyframes": [
+            {"frame": seen if key["frame"] == -1 else key["frame"], "image": key["image"]} for key in wish["keyframes"]
+        ],
     }  # fmt: skip
     return Plan(shot, length, notes)
 

@@ -240,8 +240,9 @@ class Worker:
     def _colorspaces(self, params: dict[str, Any]) -> dict[str, Any]:
         """Those a plate can be written in, with every name that a host's own configuration may have for them."""
         from rushes.media.color import list_spaces
+        from rushes.media.paths import COMPRESSIONS, DEPTHS
 
-        return {"colorspaces": list_spaces()}
+        return {"colorspaces": list_spaces(), "depths": DEPTHS, "compressions": COMPRESSIONS}
 
     def _free(self, params: dict[str, Any]) -> dict[str, Any]:
         with self._lock:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -123,3 +124,67 @@ def qt(session: Any, qt_application: Any, nuke_double: ModuleType, monkeypatch: 
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(builtins, "__import__", nuke_double.qt.importing(session.major, builtins.__import__))
     return qt_application
+
+
+# --- the plug-in, with real workers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `rushes package nuke` writes."""
+    from rushes.cli import main
+
+    folder = tmp_path_factory.mktemp("plug-ins")
+    assert main(["package", "nuke", "-o", str(folder)]) == 0
+    return folder / "rushes"
+
+
+@pytest.fixture
+def worker_command(tmp_path: Path) -> Path:
+    """An executable `rushes` of this very installation or source tree, as an artist names it."""
+    path = tmp_path / "bin ä" / "rushes"
+    path.parent.mkdir()
+    lines = ["#!/bin/sh", "export OMP_NUM_THREADS=1"]
+    if source := os.environ.get("PYTHONPATH"):
+        lines.append(
+            f"export PYTHONPATH='{os.pathsep.join(os.path.abspath(part) for part in source.split(os.pathsep))}'"
+        )
+    path.write_text("\n".join([*lines, f"exec '{sys.executable}' -m rushes \"$@\"\n"]))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def load_plugin(
+    plugin_folder: Path, worker_command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Any], ModuleType]]:
+    """load_plugin(session): the package rushes_nuke, loaded as by the line in init.py, for an artist of the test's own.
+
+    Its worker is killed at the end, with whatever it still makes.
+    """
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.setenv("RUSHES_WORKER", str(worker_command))
+    loaded: list[ModuleType] = []
+
+    def load(session: Any) -> ModuleType:
+        session.nuke.pluginAddPath(str(plugin_folder))
+        loaded.append(importlib.import_module("rushes_nuke"))
+        for name in ("flow", "node", "session", "startup", "takes", "buttons", "contact", "readers", "colour"):
+            importlib.import_module(f"rushes_nuke.{name}")
+        return loaded[-1]
+
+    yield load
+    for module in loaded[-1:]:
+        module.session.session().controller.kill()
+        module.session.end()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rushes_nuke"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """Where a script is saved, under a name that shells trip over."""
+    path = tmp_path / 'the "film" é 日本' / "sh010.nk"
+    path.parent.mkdir()
+    return path
