@@ -33,7 +33,15 @@ ARROWS = {
     "sampling": {"shot"},
     "media": {"shot", "_version"},
     "progress": set(),  # what the engine tells; a file of its own for the engine's length alone
-    "conditions": {"model", "sampling", "media", "shot", "progress"},  # parts of the engine, each of one idea
+    "control": {"model", "sampling", "media", "shot"},
+    "conditions": {
+        "control",
+        "model",
+        "sampling",
+        "media",
+        "shot",
+        "progress",
+    },  # parts of the engine, each of one idea
     "velocity": {"model", "sampling", "conditions", "progress"},
     "engine": {"model", "sampling", "media", "shot", "progress", "conditions", "velocity", "_version"},
     "starter": {"model", "sampling", "media", "shot", "engine", "_version"},

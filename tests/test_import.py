@@ -61,7 +61,7 @@ def test_the_front_door_holds_what_it_promises_and_nothing_else() -> None:
     import rushes
     from rushes import engine, shot
 
-    assert sorted(rushes.__all__) == ["Clip", "Engine", "Keyframe", "Shot", "generate"]
+    assert sorted(rushes.__all__) == ["Clip", "Control", "Engine", "Keyframe", "Shot", "generate"]
     assert dir(rushes) == sorted([*rushes.__all__, "__version__"])
     assert rushes.Shot is shot.Shot and rushes.Keyframe is shot.Keyframe
     assert rushes.Engine is engine.Engine and rushes.Clip is engine.Clip and rushes.generate is engine.generate

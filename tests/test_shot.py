@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rushes.shot import MAX_PROMPT, MAX_SEED, Keyframe, Shot, ShotError, parse_fps, parse_size
+from rushes.shot import CONTROL_KINDS, MAX_PROMPT, MAX_SEED, Control, Keyframe, Shot, ShotError, parse_fps, parse_size
 
 # Each ends in why it is there.
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -74,6 +74,15 @@ def _random_shot(dice: random.Random) -> Shot:
         steps=None if maybe() < 0.3 else dice.randint(1, 1000),
         guidance=dice.choice([None, dice.uniform(0, 100), (dice.uniform(0, 100), dice.uniform(0, 100))]),
         model=dice.choice(["starter", "C:\\models\\größe.safetensors"]),
+        control=tuple(
+            dice.choice(
+                [
+                    Control("depth", "z.%04d.exr", dice.uniform(0, 10), "ü.png", start=dice.randint(0, 99)),
+                    Control("reference", references=("a.png", "b.png"), sha256=("ab" * 32, "cd" * 32)),
+                ]
+            )
+            for _ in range(dice.randint(0, 2))
+        ),
         keyframes=tuple(Keyframe(dice.randint(-9, 9), f"ü{i}.png", "ab" * 32) for i in range(dice.randint(0, 3))),
     )
 
@@ -211,3 +220,44 @@ def test_a_bad_keyframe_is_refused(frame: Any, image: Any) -> None:
     """By name."""
     with pytest.raises(ShotError, match="keyframe"):
         Keyframe(frame, image)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "colour", "path": "a.png"},
+        {"kind": ["depth"], "path": "a.png"},
+        {"kind": "depth"},
+        {"kind": "depth", "path": 3},
+        {"kind": "depth", "path": "a.png", "mask": 3},
+        {"kind": "depth", "path": "a.png", "strength": -0.1},
+        {"kind": "depth", "path": "a.png", "strength": "1"},
+        {"kind": "depth", "path": "a.png", "strength": float("nan")},
+        {"kind": "depth", "path": "a.png", "start": -1},
+        {"kind": "depth", "path": "a.png", "start": 1.0},
+        {"kind": "reference"},
+        {"kind": "reference", "references": [""]},
+        {"kind": "reference", "references": "a.png"},
+        {"kind": "reference", "references": [3]},
+        {"kind": "reference", "references": ["a.png"] * 17},
+        {"kind": "reference", "path": "a.png", "references": ["a.png"]},
+        {"kind": "depth", "path": "a.png", "sha256": "ab"},
+        {"kind": "depth", "path": "a.png", "colour": "red"},
+        {"path": "a.png"},
+        "depth",
+        3,
+    ],
+)
+def test_a_bad_control_is_refused_by_name(fields: Any) -> None:
+    """From a record, which may hold anything: one sentence."""
+    record = {**Shot("a red ball").to_dict(), "control": [fields]}
+    with pytest.raises(ShotError, match=r"^control: .*allowed") as caught:
+        Shot.from_dict(record)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_controls_are_refused() -> None:
+    for control in (3, [Control("depth", "a.png").__dict__] * 17):
+        with pytest.raises(ShotError, match=r"^control: got"):
+            Shot.from_dict({**Shot("a red ball").to_dict(), "control": control})
+    assert {"source", "depth", "normal", "pose", "grey"} <= set(CONTROL_KINDS)

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rushes import Engine, Keyframe, Shot
+from rushes import Control, Engine, Keyframe, Shot
+from rushes.control import read_contexts
 from rushes.model.clip import clip_pixels
 from rushes.shot import ShotError
 
@@ -25,6 +26,7 @@ Make = Callable[..., Any]
 WORDS = "a red ball rolls to the right"
 SIZE, FRAMES = (64, 32), 9
 RELATIVE = 2e-5
+CPU = torch.device("cpu")
 IMAGE = {"in_channels": 36}
 CLIP = {**IMAGE, "image_dim": 24}
 ENDS = {**CLIP, "image_positions": 10}
@@ -230,3 +232,227 @@ def test_a_broken_denoising_of_two_experts_goes_on(tiny_wan: Make, at: int) -> N
     states: list[Any] = []
     whole = engine.denoise(shot(), on_state=states.append)
     assert torch.equal(engine.denoise(shot(), resume=states[at - 1]), whole)
+
+
+VACE = {"layers": 4, "vace_in_channels": 96, "vace_layers": (0, 2)}
+
+
+@pytest.fixture
+def footage(tmp_path: Path) -> Callable[..., str]:
+    """footage(seed, frames): numbered pictures of noise in the shot's size, or of black and white squares of 8."""
+
+    def draw(seed: int, frames: int = FRAMES, squares: bool = False) -> str:
+        dice = np.random.default_rng(seed)
+        for frame in range(frames):
+            pixels = dice.integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+            if squares:
+                cells = dice.integers(0, 2, (SIZE[1] // 8, SIZE[0] // 8)) * 255
+                pixels = np.kron(cells, np.ones((8, 8))).astype(np.uint8)[..., None].repeat(3, 2)
+            Image.fromarray(pixels).save(tmp_path / f"footage_{seed}.{frame:04d}.png")
+        return str(tmp_path / f"footage_{seed}.%04d.png")
+
+    return draw
+
+
+def frames_of(pattern: str, frames: int = FRAMES) -> Tensor:
+    """What is in the files, as diffusers takes it."""
+    return batch(np.stack([np.asarray(Image.open(pattern % frame), np.float32) / 255 for frame in range(frames)]))
+
+
+def batch(frames: np.ndarray) -> Tensor:
+    """[1, F, 3, H, W] of [F, H, W, 3]."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "given", ["nothing", "guide", "source and mask", "references", "guide and references", "strength", "ends"]
+)
+def test_wan_21_vace_equals_diffusers(
+    tiny_wan: Make,
+    wan_pipeline: Make,
+    trained_spiece: bytes,
+    footage: Callable[..., str],
+    picture: Callable[[int], str],
+    given: str,
+) -> None:
+    """Footage, masks, references, strengths and keyframes, as one context of the control branch."""
+    wan = tiny_wan(spiece=trained_spiece, **VACE)
+    pipeline = wan_pipeline(wan, "WanVACEPipeline")
+    guide, mask, pictures = footage(1), footage(2, squares=True), (picture(3), picture(4))
+    reference = Control("reference", references=pictures)
+    # diffusers has the last reference first
+    theirs_reference = {"reference_images": [Image.open(path) for path in reversed(pictures)]}
+    grey = np.full((FRAMES, SIZE[1], SIZE[0], 3), 0.5, np.float32)
+    new = np.ones_like(grey)
+    if given == "ends":
+        grey[0], grey[-1] = (np.asarray(Image.open(path), np.float32) / 255 for path in pictures)
+        new[0] = new[-1] = 0
+    ours, theirs = {
+        "nothing": ({}, {}),
+        "guide": ({"control": (Control("pose", guide),)}, {"video": frames_of(guide)}),
+        "source and mask": (
+            {"control": (Control("source", guide, mask=mask),)},
+            {"video": frames_of(guide), "mask": frames_of(mask)},
+        ),
+        "references": ({"control": (reference,)}, theirs_reference),
+        "guide and references": (
+            {"control": (Control("flow", guide), reference)},
+            {"video": frames_of(guide), **theirs_reference},
+        ),
+        "strength": (
+            {"control": (Control("pose", guide, 0.6),)},
+            {"video": frames_of(guide), "conditioning_scale": 0.6},
+        ),
+        "ends": (
+            {"keyframes": (Keyframe(0, pictures[0]), Keyframe(-1, pictures[1]))},
+            {"video": batch(grey), "mask": batch(new)},
+        ),
+    }[given]
+    one = shot(**ours)
+    latents = engine_of(wan).denoise(one)
+    expected = pipeline(**asked(one), **theirs).frames
+    count = 2 if "references" in given else 0
+    assert expected.shape[2] == latents.shape[2] + count
+    assert_close(latents, expected[:, :, count:])
+    if ours:
+        assert (engine_of(wan).denoise(shot()) - latents).abs().max() > 1e-3
+
+
+def test_several_contexts_have_their_own_strengths(tiny_wan: Make, footage: Callable[..., str]) -> None:
+    """A second guide changes the clip, less with less strength, and not at all with none."""
+    engine = engine_of(tiny_wan(**VACE))
+    first = Control("pose", footage(1))
+    alone, none, half, full = (
+        engine.denoise(shot(control=(first, *(Control("flow", footage(2), how) for how in strengths))))
+        for strengths in ((), (0.0,), (0.5,), (1.0,))
+    )
+    assert torch.equal(none, alone)
+    changes = [(latents - alone).abs().max().item() for latents in (half, full)]
+    assert 1e-3 < changes[0] < changes[1]
+
+
+def sampled(video: Tensor) -> Tensor:
+    """A stand-in for the encoder that can be looked through: every fourth frame, every eighth pixel."""
+    return video[:, :, ::4, ::8, ::8]
+
+
+def test_a_guide_holds_within_its_mask_and_not_after_its_end(footage: Callable[..., str]) -> None:
+    """What lies outside of a white mask, or behind the footage, is as if it were not there."""
+    guide, mask = footage(1), footage(2, squares=True)
+    cut = frames_of(guide)[0] * (frames_of(mask)[0, :, :1] > 0.5)  # [F, 3, H, W]
+    contexts, _ = read_contexts(shot(control=(Control("pose", guide, mask=mask),)), {}, None, sampled, CPU)
+    grey = torch.where(frames_of(mask)[0, :, :1] > 0.5, cut * 2 - 1, torch.zeros(()))[::4, :, ::8, ::8]
+    torch.testing.assert_close(contexts[0].latents[0, 3:6], grey.transpose(0, 1), atol=1e-6, rtol=0)
+    for start, there in ((2, [False, True, False]), (6, [False, False, True])):
+        contexts, _ = read_contexts(
+            shot(control=(Control("pose", footage(3, frames=3), start=start),)), {}, None, sampled, CPU
+        )
+        assert [bool(frame.any()) for frame in contexts[0].latents[0, 3:6].unbind(1)] == there
+        assert (contexts[0].latents[0, 6:] == 1).all()  # all of it is made anew
+
+
+def test_kept_frames_stand_in_every_context(footage: Callable[..., str]) -> None:
+    """A keyframe under a guide: there the guide's frame is replaced, and the mask is 0."""
+    one = shot(control=(Control("pose", footage(1)), Control("flow", footage(2))))
+    kept = {4: torch.rand(1, 3, SIZE[1], SIZE[0])}
+    contexts, references = read_contexts(one, kept, None, sampled, CPU)
+    assert references == 0 and len(contexts) == 2
+    for context in contexts:
+        torch.testing.assert_close(context.latents[:, :3, 1], kept[4][:, :, ::8, ::8])
+        assert not context.latents[:, 3:6, 1].any()  # nothing to be made anew
+        assert not context.latents[:, 6:, 1].any() and (context.latents[:, 6:, 2] == 1).all()
+
+
+def test_a_vace_clip_goes_on_from_the_one_before(tiny_wan: Make, picture: Callable[[int], str]) -> None:
+    """Bit for bit, with references before it in time; the rest depends on it, and a broken run goes on."""
+    engine = engine_of(tiny_wan(**VACE))
+    before = engine.encode(np.random.default_rng(5).random((5, SIZE[1], SIZE[0], 3), np.float32))
+    one = shot(frames=17, control=(Control("reference", references=(picture(1),)),))
+    states: list[Any] = []
+    previews: list[Any] = []
+    made = engine.denoise(
+        one, before=before, on_state=states.append, on_preview=lambda step, frames: previews.append(frames.shape[0])
+    )
+    assert made.shape[2] == 5 and torch.equal(made[:, :, :2], before)
+    assert previews == [5] * 4 and states[0].latents.shape[2] == 6
+    assert torch.equal(engine.denoise(one, before=before, resume=states[1]), made)
+    assert (engine.denoise(one, before=-before)[:, :, 2:] - made[:, :, 2:]).abs().max() > 1e-3
+
+
+def test_footage_that_changed_or_cannot_be_read_is_refused(tiny_wan: Make, footage: Callable[..., str]) -> None:
+    """Sealed when the shot is resolved; JSON keeps it, and another file of the same name is not taken."""
+    engine = engine_of(tiny_wan(**VACE))
+    guide = footage(1)
+    sealed = engine.resolve(shot(control=(Control("pose", guide, mask=guide),)))
+    assert [len(digest) for digest in sealed.control[0].sha256] == [64, 64]
+    assert Shot.from_json(sealed.to_json()) == sealed
+    Image.new("RGB", SIZE).save(guide % 3)
+    with pytest.raises(ShotError, match=r"control: .*footage_1\.%04d\.png is not the footage this shot was made with"):
+        engine.resolve(sealed)
+    Path(guide % 3).write_bytes(b"no picture")
+    with pytest.raises(ShotError, match=r"^control: .*footage_1\.0003\.png: it cannot be read"):
+        engine.denoise(shot(control=(Control("pose", guide),)))
+    Path(guide % 3).unlink()
+    with pytest.raises(ShotError, match=r"of the frames 0 to 8, 3 .* is missing"):
+        engine.resolve(sealed)
+
+
+def test_control_is_refused_where_it_has_no_place(tiny_wan: Make, footage: Callable[..., str]) -> None:
+    passes = (Control("depth", footage(1)),)
+    with pytest.raises(ShotError, match=r"control: got depth; tiny_transformer takes no control passes, a VACE model"):
+        engine_of(tiny_wan()).resolve(shot(control=passes))
+    with pytest.raises(ShotError, match=r"control: got depth; starter takes no control passes"):
+        Engine.load("starter", device="cpu").resolve(Shot(WORDS, control=passes))
+    with pytest.raises(ShotError, match=r"control: got the start 9; 0 to 8 is allowed in this clip"):
+        engine_of(tiny_wan(**VACE)).resolve(shot(control=(Control("pose", footage(1), start=9),)))
+
+
+def test_a_controlled_shot_is_made_from_the_command_line_and_again(
+    tiny_wan: Make, footage: Callable[..., str], picture: Callable[[int], str], rushes: Make, tmp_path: Path
+) -> None:
+    """--control, --mask, --reference and --keyframe; the record carries them, and --from makes the same bits."""
+    wan = tiny_wan(**VACE)
+    guide, mask = footage(1), footage(2, squares=True)
+    name = Path(guide).name
+    made = rushes(
+        "generate", WORDS, "--model", str(wan.files.transformer), "--size", "64x32", "--frames", "9", "--steps", "2",
+        "--control", f"pose:0.5@2={name}", "--control", f"source={name}", "--mask", mask, "--mask", guide,
+        "--reference", picture(3), "--keyframe", f"-1={picture(4)}", "-o", "a.safetensors",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    found = rushes("inspect", "a.safetensors").stdout
+    assert f"control pose       {guide} at 0.5 from frame 2 within {mask}" in found
+    assert f"control reference  {picture(3)}" in found
+    again = rushes("generate", "--from", "a.safetensors", "-o", "b.safetensors")
+    assert again.returncode == 0, again.stderr
+    from safetensors.torch import load_file
+
+    assert torch.equal(
+        load_file(tmp_path / "a.safetensors")["latents"], load_file(tmp_path / "b.safetensors")["latents"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--control", "depth"], "control: got 'depth'; KIND=FILE such as depth=z.%04d.exr is allowed"),
+        (["--control", "colour=a.png"], "control: got 'colour=a.png'; KIND=FILE"),
+        (["--control", "depth:much=a.png"], "control: the strength: got 'much'; a number is allowed"),
+        (["--control", "depth:11=a.png"], "control: the strength is 11.0; a number from 0 to 10 is allowed"),
+        (["--control", "depth@-1=a.png"], "control: the start: got -1; a whole number from 0"),
+        (["--control", "depth@x=a.png"], "control: the start: got 'x'; a whole number is allowed"),
+        (["--mask", "m.png"], "mask: got one without any --control"),
+        (
+            ["--control", "depth=a.png"] * 3 + ["--mask", "m.png"] * 2,
+            "mask: got 2 for 3 --control; one, or one",
+        ),
+        (["--control", "depth=a.png"], "control: got depth; starter takes no control passes"),
+        (["--guidance", "4,x"], "guidance: got '4,x'; a number, or two as in 4,3, is allowed"),
+        (["--guidance", "4,3"], "guidance: got 4,3; starter has one transformer and takes one number"),
+    ],
+)
+def test_bad_options_are_one_sentence(rushes: Make, options: list[str], sentence: str) -> None:
+    done = rushes("generate", WORDS, "-o", "a.mp4", *options)
+    assert done.returncode == 2 and done.stdout == ""
+    assert sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1

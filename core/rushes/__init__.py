@@ -20,12 +20,13 @@ from rushes._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from rushes.engine import Clip, Engine, generate
-    from rushes.shot import Keyframe, Shot
+    from rushes.shot import Control, Keyframe, Shot
 
-__all__ = ["Clip", "Engine", "Keyframe", "Shot", "generate"]
+__all__ = ["Clip", "Control", "Engine", "Keyframe", "Shot", "generate"]
 
 _HOMES = {
     "Clip": "rushes.engine",
+    "Control": "rushes.shot",
     "Engine": "rushes.engine",
     "Keyframe": "rushes.shot",
     "Shot": "rushes.shot",

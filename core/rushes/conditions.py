@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rushes.control import read_contexts
 from rushes.model.bundle import Card
 from rushes.model.clip import clip_pixels
 from rushes.model.files import FilesCard
 from rushes.model.loading import Modules
 from rushes.model.memory import clip_bytes, encode_bytes
+from rushes.model.transformer import Control as Context
 from rushes.progress import OnProgress, Progress
 from rushes.sampling.known_frames import KnownFrames
 from rushes.sampling.masks import grey_where_unknown, image_condition, image_mask
@@ -28,12 +31,15 @@ class Conditions:
     """What the transformer gets beside the noisy latent and the words.
 
     known: latent frames that are given and held at every step. channels: [1, n, T, h, w] behind the noisy latent's.
-    image: CLIP tokens [pictures, tokens, width].
+    image: CLIP tokens [pictures, tokens, width]. control: VACE contexts. references: latent frames of theirs that lie
+    before the clip's, and are dropped at the end.
     """
 
     known: KnownFrames | None = None
     channels: Tensor | None = None
     image: Tensor | None = None
+    control: tuple[Context, ...] = ()
+    references: int = 0
 
 
 class Conditioner:
@@ -49,6 +55,8 @@ class Conditioner:
         kind = self._card.form.kind if isinstance(self._card, FilesCard) else "frames"
         if kind in ("image", "ends"):
             return self._image(shot, start, tell)
+        if kind == "control":
+            return self._control(shot, start, tell)
         return Conditions(known=self._known(shot, start, tell))
 
     def _known(self, shot: Shot, start: Tensor | None, tell: OnProgress) -> KnownFrames | None:
@@ -89,9 +97,27 @@ class Conditioner:
         held = None if start is None else self._held(latents, start.shape[2])
         return Conditions(held, image_condition(mask, latents), self._tokens(ends))
 
-    def _held(self, latents: Tensor, frames: int) -> KnownFrames:
+    def _control(self, shot: Shot, start: Tensor | None, tell: OnProgress) -> Conditions:
+        """Wan VACE: the given frames, footage and references, as contexts of the control branch."""
+        kept = {keyframe.frame: picture for keyframe, picture in self._pictures(shot, start, tell)}
+        self._ready_to_encode(shot)
+        if start is not None:
+            kept |= dict(enumerate(self._frames(start).unbind(2)))
+
+        def encode(video: Tensor) -> Tensor:
+            return self._modules.vae.encode(video.to(self._dtype)).float()
+
+        contexts, references = read_contexts(shot, kept, start, encode, self._device)
+        held = None
+        if start is not None:
+            noisy = torch.zeros(self._latent_shape(shot), device=self._device)
+            noisy[:, :, : start.shape[2]] = start
+            held = self._held(F.pad(noisy, (0, 0, 0, 0, references, 0)), start.shape[2], references)
+        return Conditions(held, control=contexts, references=references)
+
+    def _held(self, latents: Tensor, frames: int, after: int = 0) -> KnownFrames:
         mask = torch.zeros(latents.shape[2], dtype=torch.bool)
-        mask[:frames] = True
+        mask[after : after + frames] = True
         return KnownFrames(latents, mask)
 
     def _tokens(self, pictures: Mapping[int, Tensor]) -> Tensor | None:

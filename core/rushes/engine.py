@@ -133,6 +133,15 @@ class Engine(Model):
             modules = bundle.read_modules(shelf.path, card, rest, kind, layers)
         return cls(shelf, modules, place, kind, decode_memory, prepare)
 
+    def resolve(self, shot: Shot, fit: bool = False, continues: bool = False) -> Shot:
+        """As `Model.resolve`, and with the digests of footage. Raises ShotError for footage that has changed."""
+        shot = super().resolve(shot, fit, continues)
+        if not shot.control:
+            return shot
+        from rushes.media import footage_digest
+
+        return shot.replace(control=tuple(control.sealed(footage_digest) for control in shot.control))
+
     @property
     def parts(self) -> Mapping[str, nn.Module]:
         """The modules by the names that `prepare` is called with."""
@@ -185,9 +194,9 @@ class Engine(Model):
             self._fit_preview()  # now, lest the VAE drives the transformer out between two steps
         factor = self.card.vae.spatial_factor
         height, width = shot.size[1] // factor, shot.size[0] // factor
-        frames = self.card.vae.latent_frames(shot.frames)
-        noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         given = self._conditioner.read(shot, before, tell)
+        frames = given.references + self.card.vae.latent_frames(shot.frames)
+        noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         settings = self.settings(shot)
         memory = self._denoise_bytes(noise, len(features))
         velocity = GuidedVelocity(
@@ -199,11 +208,16 @@ class Engine(Model):
         if at.latents.shape != noise.shape or at.step > shot.steps:
             raise ShotError(f"resume: got step {at.step} of latents {list(at.latents.shape)}; they are of another shot")
         x, *history = (t.to(self.device) for t in (at.latents, *at.history))
-        callback = Steps(tell, on_preview, cancel, self.preview, on_state, at.step, history)
+
+        def preview(latents: Tensor) -> Frames:
+            return self.preview(latents[:, :, given.references :])
+
+        callback = Steps(tell, on_preview, cancel, preview, on_state, at.step, history)
         solver = SOLVERS[settings.solver]
         step = velocity if given.known is None else hold(velocity, given.known)
         latents = solver(step, x, plan, callback=callback, start=at.step, history=history)
-        return (latents if given.known is None else put_back(latents, given.known)).float().cpu()
+        latents = latents if given.known is None else put_back(latents, given.known)
+        return latents[:, :, given.references :].float().cpu()
 
     @torch.inference_mode()
     def encode(self, frames: Frames) -> Tensor:

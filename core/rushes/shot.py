@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,11 @@ MAX_PROMPT = 10_000  # characters; the longest text any supported encoder reads 
 MAX_FRAMES = 100_000
 MAX_FPS = 1000
 MAX_STRENGTH = 100.0  # of a LoRA
+MAX_CONTROL = 10.0  # strength of a control pass
+MAX_CONTROLS = 16  # passes, and references of one
 EXPERTS = ("", "high", "low")
+# What a control pass shows. "source": frames that are kept; "reference": no frames, pictures of what shall be seen
+CONTROL_KINDS = ("source", "depth", "normal", "pose", "edges", "flow", "grey", "reference")
 RECORD_VERSION = 1
 # IPTC NewsCodes, digital source type: made by a model that was trained on sampled content
 TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -92,6 +96,67 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Control:
+    """Footage that steers the shot, as Wan VACE takes it.
+
+    kind: one of CONTROL_KINDS. path: a picture, a sequence's pattern or a movie that `rushes.media.read_frames` reads;
+    none for "reference". A picture holds for the whole clip; where other footage has ended, the model is free. An EXR
+    of "depth" holds distances, other depth is white where it is near; both are stretched over the whole shot.
+    mask: footage that is white where a guide holds, and where frames of "source" are made anew; all of a guide and
+    nothing of a source without it. strength: 0 is none. references: pictures of what shall be seen, on white.
+    start: the frame of the shot, from 0, at which the footage and the mask begin.
+    sha256: digests of path, mask and references, filled in by `sealed`; a later run refuses footage that has changed.
+    """
+
+    kind: str
+    path: str = ""
+    strength: float = 1.0
+    mask: str = ""
+    references: tuple[str, ...] = ()
+    start: int = 0
+    sha256: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONTROL_KINDS:
+            raise ShotError(f"control: got {self.kind!r}; {', '.join(CONTROL_KINDS)} are allowed")
+        for name in ("references", "sha256"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+                raise ShotError(f"control: {name} are {values!r}; a list of texts is allowed")
+            object.__setattr__(self, name, tuple(values))
+        if not isinstance(self.path, str) or not isinstance(self.mask, str) or not all(self.references):
+            raise ShotError(f"control: got {self.path or self.mask!r}; names of files are allowed")
+        if not self.path and (self.kind != "reference" or not self.references):
+            lacks = "picture (--reference IMAGE)" if self.kind == "reference" else "footage"
+            raise ShotError(f"control: {self.kind} is given without any {lacks}; a name of a file is allowed")
+        if self.kind == "reference" and (self.path or self.mask):
+            raise ShotError(f"control: got {self.path or self.mask!r} with reference; pictures alone are allowed")
+        strength = self.strength
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= MAX_CONTROL:
+            raise ShotError(f"control: the strength is {strength!r}; a number from 0 to {MAX_CONTROL:g} is allowed")
+        object.__setattr__(self, "strength", float(strength))
+        _check_int("control: the start", self.start, 0, MAX_FRAMES)
+        if len(self.references) > MAX_CONTROLS:
+            raise ShotError(f"control: got {len(self.references)} references; up to {MAX_CONTROLS} are allowed")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Path, mask and references, as far as they are given."""
+        return tuple(name for name in (self.path, self.mask, *self.references) if name)
+
+    def sealed(self, digest: Callable[[str], str]) -> Control:
+        """This control with the SHA-256 of its files, by `digest` of a name. ShotError for one that has changed."""
+        found = tuple(digest(name) for name in self.files)
+        for name, now, then in zip(self.files, found, self.sha256 or found, strict=False):
+            if now != then:
+                raise ShotError(
+                    f"control: {name} is not the footage this shot was made with (its SHA-256 starts {now[:8]}, the "
+                    f"shot's {then[:8]}); put the old footage back or give --control anew"
+                )
+        return dataclasses.replace(self, sha256=found)
+
+
+@dataclass(frozen=True)
 class Shot:
     """One request for a clip. `None` means the model's own default, filled in by `Engine.resolve`.
 
@@ -99,7 +164,7 @@ class Shot:
     seed: 0 ... 2^63 - 1; steps: denoising steps; guidance: classifier-free guidance, 1 or less turns it off, or a pair
     of them for the high-noise and the low-noise expert of a model that has two;
     model: a name, folder or .safetensors file; keyframes: pictures the shot must pass through; loras: what is put on
-    the model, each a `Lora` or its text, see `parse_lora`.
+    the model, each a `Lora` or its text, see `parse_lora`; control: footage that steers a VACE model.
     Raises ShotError for a value that no model allows; what one model allows is checked by `Engine.resolve`.
     """
 
@@ -114,6 +179,7 @@ class Shot:
     model: str = "starter"
     keyframes: tuple[Keyframe, ...] = ()
     loras: tuple[Lora, ...] = ()
+    control: tuple[Control, ...] = ()
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt, may_be_empty=False)
@@ -135,6 +201,9 @@ class Shot:
         object.__setattr__(self, "keyframes", tuple(self.keyframes))
         loras = tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in self.loras)
         object.__setattr__(self, "loras", loras)
+        object.__setattr__(self, "control", tuple(self.control))
+        if len(self.control) > MAX_CONTROLS:
+            raise ShotError(f"control: got {len(self.control)} passes; up to {MAX_CONTROLS} are allowed")
 
     @property
     def guidance_pair(self) -> tuple[float, float]:
@@ -158,6 +227,7 @@ class Shot:
         fields["guidance"] = list(self.guidance) if isinstance(self.guidance, tuple) else self.guidance
         fields["keyframes"] = [dataclasses.asdict(keyframe) for keyframe in self.keyframes]
         fields["loras"] = [dataclasses.asdict(lora) for lora in self.loras]
+        fields["control"] = [dataclasses.asdict(control) for control in self.control]
         return {"version": RECORD_VERSION, **fields}
 
     @classmethod
@@ -184,6 +254,11 @@ class Shot:
             values["loras"] = tuple(Lora(**lora) for lora in values.get("loras") or ())
         except TypeError as error:
             raise ShotError("lora: got other fields; path, strength, expert and sha256 are allowed") from error
+        try:
+            values["control"] = tuple(Control(**control) for control in values.get("control") or ())
+        except TypeError as error:
+            allowed = ", ".join(field.name for field in dataclasses.fields(Control))
+            raise ShotError(f"control: got other fields; {allowed} are allowed") from error
         return cls(**values)
 
     def to_json(self) -> str:

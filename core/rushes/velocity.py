@@ -13,7 +13,7 @@ from torch import Tensor
 from rushes.conditions import Conditions
 from rushes.model.loading import Modules
 from rushes.model.text import summarize
-from rushes.model.transformer import Context, Transformer
+from rushes.model.transformer import Context, Control, Transformer
 from rushes.progress import Cancel, Cancelled
 from rushes.sampling.guidance import classifier_free, experts
 from rushes.sampling.known_frames import FrameVelocity
@@ -84,7 +84,8 @@ class Predict:
     def __call__(self, x: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         if (channels := self._given.channels) is not None:
             x = torch.cat((x, channels.to(x).expand(len(x), -1, -1, -1, -1)), dim=1)
-        return self._transformer(x, timesteps, context, on_block=self._check)
+        control = [Control(latents.to(x).expand(len(x), -1, -1, -1, -1), how) for latents, how in self._given.control]
+        return self._transformer(x, timesteps, context, control, on_block=self._check)
 
     def _check(self, block: int) -> None:
         if self._cancel is not None and self._cancel.is_set():

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from rushes.commands import making
+from rushes.commands.controls import control_options, read_control
 from rushes.commands.options import Command, check_text, parse_int, parse_keyframe, parse_lora, parse_model
 from rushes.shot import Shot, ShotError, parse_fps, parse_guidance, parse_size
 
@@ -47,6 +48,7 @@ def shot_options(command: Command) -> Command:
             metavar="FILE[:STRENGTH]",
             help="Put a LoRA on the model; high=FILE or low=FILE for one of two experts. Repeatable.",
         ),
+        control_options,
         click.option("--fit", is_flag=True, help="Take the nearest size and number of frames that the model allows."),
     ]
     for option in reversed(options):
@@ -92,4 +94,6 @@ def _read_changes(options: Mapping[str, Any]) -> dict[str, Any]:
         changes["keyframes"] = tuple(parse_keyframe(text) for text in options["keyframes"])
     if options["loras"]:
         changes["loras"] = tuple(parse_lora(text) for text in options["loras"])
+    if control := read_control(options):
+        changes["control"] = control
     return changes

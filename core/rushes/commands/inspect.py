@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from rushes.commands.controls import describe
 from rushes.commands.making import model_of
 from rushes.commands.reporting import format_fps
 from rushes.shot import Shot, format_guidance
@@ -47,6 +48,7 @@ def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("guidance", "" if shot.guidance is None else format_guidance(shot.guidance)),
         *((f"keyframe {keyframe.frame}", keyframe.image) for keyframe in shot.keyframes),
         *((f"lora {lora.expert}".strip(), f"{lora.path} at {lora.strength:g}") for lora in shot.loras),
+        *((f"control {control.kind}", describe(control)) for control in shot.control),
         ("model", f"{model.get('name', shot.model)} (SHA-256 {model.get('sha256', 'unknown')})"),
         ("unknown words", ", ".join(record.get("unknown_words") or [])),
         ("made by", f"Rushes {record['rushes']}"),

@@ -43,14 +43,19 @@ def load_image(path: str | os.PathLike[str], size: tuple[int, int]) -> np.ndarra
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"size: got {size}; 1x1 and more is allowed")
+    rgb, aspect = open_picture(path)
+    return np.clip(filled(rgb, aspect, width, height), 0.0, 1.0)
+
+
+def open_picture(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
+    """A picture as `load_image` sees it, in its own size, and the width of its pixels over their height."""
     spec, pixels = _read(Path(path))
     rgb = np.ascontiguousarray(pixels[..., rgb_channels(spec)])  # [h, w, 3]
     rgb = display_window(rgb, spec)
     source = source_space(spec, Path(path))
     if source != color.SRGB:
         rgb = color.convert(rgb, source, color.SRGB)
-    rgb, aspect = upright(np.clip(rgb, 0.0, 1.0), spec)
-    return np.clip(filled(rgb, aspect, width, height), 0.0, 1.0)
+    return upright(np.clip(rgb, 0.0, 1.0), spec)
 
 
 def _read(path: Path) -> tuple[oiio.ImageSpec, np.ndarray]:
@@ -150,11 +155,31 @@ def filled(rgb: np.ndarray, aspect: float, width: int, height: int) -> np.ndarra
     scale = max(width / (columns * aspect), height / rows)
     # to the nearest pixel, so the shape is off by less than half a pixel over the whole width
     new_width, new_height = max(width, round(columns * aspect * scale)), max(height, round(rows * scale))
-    if (new_width, new_height) != (columns, rows):
-        region = oiio.ROI(0, new_width, 0, new_height, 0, 1, 0, 3)
-        scaled = oiio.ImageBufAlgo.resize(oiio.ImageBuf(rgb), filtername="lanczos3", roi=region)
-        if scaled.has_error:
-            raise RuntimeError(f"OpenImageIO could not scale a picture ({scaled.geterror()})")
-        rgb = np.asarray(scaled.get_pixels(oiio.FLOAT), np.float32)  # [new_height, new_width, 3]
+    rgb = _resized(rgb, new_width, new_height)
     left, top = (new_width - width) // 2, (new_height - height) // 2
     return np.ascontiguousarray(rgb[top : top + height, left : left + width])
+
+
+def fitted(rgb: np.ndarray, aspect: float, width: int, height: int) -> np.ndarray:
+    """Scaled by Lanczos to lie within width x height as a whole, white around it: float32 [height, width, 3].
+
+    aspect: width of a pixel over its height. Not clipped.
+    """
+    rows, columns = rgb.shape[:2]
+    scale = min(width / (columns * aspect), height / rows)
+    new_width = min(width, max(1, round(columns * aspect * scale)))
+    new_height = min(height, max(1, round(rows * scale)))
+    canvas = np.ones((height, width, 3), np.float32)
+    left, top = (width - new_width) // 2, (height - new_height) // 2
+    canvas[top : top + new_height, left : left + new_width] = _resized(rgb, new_width, new_height)
+    return canvas
+
+
+def _resized(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    region = oiio.ROI(0, width, 0, height, 0, 1, 0, 3)
+    scaled = oiio.ImageBufAlgo.resize(oiio.ImageBuf(rgb), filtername="lanczos3", roi=region)
+    if scaled.has_error:
+        raise RuntimeError(f"OpenImageIO could not scale a picture ({scaled.geterror()})")
+    return np.asarray(scaled.get_pixels(oiio.FLOAT), np.float32)  # [height, width, 3]

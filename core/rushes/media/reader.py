@@ -22,13 +22,17 @@ CHUNK_FRAMES = 16
 
 
 def read_frames(
-    path: str | os.PathLike[str], colorspace: str | None = None, size: tuple[int, int] | None = None
+    path: str | os.PathLike[str],
+    colorspace: str | None = None,
+    size: tuple[int, int] | None = None,
+    as_stored: bool = False,
 ) -> FrameReader:
     """The frames of a sequence, a still or a movie, ready to be iterated; nothing but the first is read yet.
 
     path: an .exr or .png file, the pattern of a sequence of them (plate.%04d.exr or plate.####.exr, all frames),
     a .mov or an .mp4; colorspace: of what is stored, None goes by the tags; size: (width, height), frames are
-    scaled to fill it and cropped, the centre kept, None leaves them as they are.
+    scaled to fill it and cropped, the centre kept, None leaves them as they are; as_stored: numbers that are no
+    colours, such as distances, as the file has them, NaN and infinity too; a colour space has then no meaning.
     Untagged PNG is sRGB, an untagged movie BT.709 in video range, and an untagged EXR is refused. Values tagged
     as BT.709 video are taken for sRGB, as we write them. Raises ShotError for what is missing, damaged, of
     undeclared colour, or a sequence with a gap.
@@ -42,7 +46,7 @@ def read_frames(
     if kind not in KINDS:
         got = f"the suffix is '.{kind}'" if kind else "the name has no suffix"
         raise ShotError(f"{text}: {got}; allowed are {', '.join('.' + one for one in KINDS)}")
-    return FrameReader(_source(text, kind, colorspace), size)
+    return FrameReader(_source(text, kind, color.SRGB if as_stored else colorspace), size, as_stored)
 
 
 def _source(text: str, kind: str, colorspace: str | None) -> Source:
@@ -65,11 +69,11 @@ class FrameReader:
 
     frames: how many there are; size: (width, height) of what comes; fps: exact, None where the file does not
     tell; start_frame: number of the first, from the name or the time code, None where neither tells;
-    colorspace: of what is stored, the configuration's name.
+    colorspace: of what is stored, the configuration's name; aspect: width of a stored pixel over its height.
     """
 
-    def __init__(self, source: Source, size: tuple[int, int] | None = None) -> None:
-        self._source = source
+    def __init__(self, source: Source, size: tuple[int, int] | None = None, as_stored: bool = False) -> None:
+        self._source, self._as_stored = source, as_stored
         self._pictures: Iterator[np.ndarray] = iter(source)
         self._is_scaled = size is not None
         self._is_closed = False
@@ -80,6 +84,7 @@ class FrameReader:
         self.fps: Fraction | None = source.fps
         self.start_frame: int | None = source.start_frame
         self.colorspace = source.space.name
+        self.aspect = source.aspect
         if source.aspect != 1 and size is None:
             source.note(f"a pixel is {source.aspect:g} times as wide as high; the frames have the stored pixels")
 
@@ -131,6 +136,8 @@ class FrameReader:
 
     def _display(self, frame: np.ndarray) -> np.ndarray:
         """One frame of the source, in sRGB and in the size that is wanted: float32 [height, width, 3]."""
+        if self._as_stored:
+            return filled(frame, self.aspect, *self.size) if self._is_scaled else frame
         bad = frame.size - int(np.count_nonzero(np.isfinite(frame)))
         if bad:
             self._repaired += bad

@@ -65,6 +65,7 @@ class Model:
         shot = shot.replace(loras=self._rack.resolve(shot.loras))
         steps, guidance = (FEW_STEPS, FEW_GUIDANCE) if has_few_steps(shot) else (defaults.steps, defaults.guidance)
         self.card.check_keyframes([keyframe.frame for keyframe in keyframes], frames, continues)
+        self.card.check_control(shot.control, frames)
         return shot.replace(
             size=size,
             frames=frames,
@@ -123,7 +124,7 @@ class Model:
         assert shot.size is not None and shot.frames is not None and shot.steps is not None
         vae, transformer = self.card.vae, self.card.transformer
         h, w = shot.size[1] // vae.spatial_factor, shot.size[0] // vae.spatial_factor
-        latent_frames = vae.latent_frames(shot.frames)
+        latent_frames = vae.latent_frames(shot.frames) + sum(len(control.references) for control in shot.control)
         tokens = latent_frames * (h // transformer.patch_size) * (w // transformer.patch_size)
         batch = 2 if shot.is_guided else 1
         flops = batch * shot.steps * transformer.flops(tokens)

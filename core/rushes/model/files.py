@@ -31,7 +31,7 @@ from rushes.model.quantised import open_weights
 from rushes.model.reading import Header, Weight, load_state, read_notes
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextConfig, infer_text_config
 from rushes.model.tokenizer import GGUF_PREFIX, Tokenizer, UnigramTokenizer
-from rushes.shot import ShotError
+from rushes.shot import Control, ShotError
 
 SPIECE = "spiece_model"  # sentencepiece's model, as ComfyUI's text encoder files carry it
 MAX_PIXELS = 2048 * 2048
@@ -150,6 +150,9 @@ class FilesCard(Card):
 
     def check_keyframes(self, at: Sequence[int], frames: int, is_given: bool) -> None:
         forms.check_keyframes(self.form, self.name, at, frames, is_given)
+
+    def check_control(self, control: Sequence[Control], frames: int) -> None:
+        forms.check_control(self.form, self.name, control, frames)
 
     def paths(self, path: Path) -> dict[str, Path]:
         return self.files.paths

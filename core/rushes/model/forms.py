@@ -11,7 +11,7 @@ from typing import Literal
 
 from rushes.model.bundle import Defaults
 from rushes.model.config import TransformerConfig
-from rushes.shot import ShotError
+from rushes.shot import Control, ShotError
 
 # "text": words alone. "frames": pictures as latent frames with a timestep of 0. "image": the first picture as further
 # channels. "ends": the first and the last one so, both. "control": pictures, footage and masks through VACE.
@@ -122,6 +122,18 @@ def check_keyframes(form: Form, name: str, at: Sequence[int], frames: int, is_gi
     if extra := [frame for frame in at if frame not in allowed]:
         places = " and ".join(map(str, allowed)) or "none"
         raise ShotError(f"keyframe: got frame {extra[0]}; {name} takes a picture at frame {places} of this clip")
+
+
+def check_control(form: Form, name: str, control: Sequence[Control], frames: int) -> None:
+    """Raise ShotError where the model `name` takes no control passes, or one of them starts after the clip."""
+    if control and form.kind != "control":
+        raise ShotError(
+            f"control: got {control[0].kind}; {name} takes no control passes, a VACE model such as "
+            "wan2.1_vace_1.3B_fp16 is allowed"
+        )
+    for one in control:
+        if one.start >= frames:
+            raise ShotError(f"control: got the start {one.start}; 0 to {frames - 1} is allowed in this clip")
 
 
 def _first(frame: int) -> str:
