@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rushes.model.checkpoint import Layout, detect_layout, load_state, split_parts, strip_prefix
+from rushes.model.checkpoint import Layout, detect_layout, split_parts, strip_prefix
+from rushes.model.reading import load_state
 from rushes.shot import ShotError
 
 TRANSFORMER = "blocks.0.self_attn.q.weight"

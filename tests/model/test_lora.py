@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -221,6 +222,21 @@ def test_what_the_model_has_no_place_for_is_named(transformer: Transformer, tmp_
     lora = read_lora(tmp_path / "a.safetensors", shapes_of(transformer), "tiny")
     assert set(lora.unknown) == {"note", "diffusion_model.blocks.0.cross_attn.k_img"}
     assert len(lora.changes) == len(LAYERS) + 1
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_text_to_video_lora_is_put_on_an_image_to_video_model(
+    transformer: Transformer, tmp_path: Path, is_whole: bool
+) -> None:
+    """Where the latents come in, the two have other channels: that part alone is left out, and named."""
+    write_lora(tmp_path / "a.safetensors", transformer)
+    if is_whole:
+        save_file({"diffusion_model.patch_embedding.diff": torch.zeros(48, 16, 1, 2, 2),
+                   "diffusion_model.patch_embedding.diff_b": torch.ones(48)}, tmp_path / "a.safetensors")  # fmt: skip
+    pictures = Transformer(dataclasses.replace(CONFIG, in_channels=36))
+    lora = read_lora(tmp_path / "a.safetensors", shapes_of(pictures), "i2v")
+    assert lora.unknown == ("diffusion_model.patch_embedding",)
+    assert set(lora.changes) == ({"patch_embedding.bias"} if is_whole else {f"{layer}.weight" for layer in LAYERS})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import importlib.util
 import json
 from collections.abc import Callable
@@ -35,6 +36,7 @@ quantising = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(quantising)
 read, same, write_fp8, write_gguf = quantising.read, quantising.same, quantising.write_fp8, quantising.write_gguf
 PREFIX = "model.diffusion_model."
+KEYS = Path(__file__).parents[1] / "fixtures" / "wan_keys"
 SHOT = Shot("a red ball rolls", negative="the ball", seed=5, guidance=4.0, size=(32, 32), frames=5, steps=4)
 
 
@@ -206,3 +208,36 @@ def test_llamas_names_are_ours(wan: SimpleNamespace) -> None:
         "enc.blk.0.ffn_gate.weight",
         "enc.output_norm.weight",
     } <= {names[name] for name in ours}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the count of memory is Linux's")
+def test_the_files_that_most_artists_have_open_in_no_memory(hollow: Callable[..., Path], tmp_path: Path) -> None:
+    """Both experts of A14B and UMT5-XXL in scaled fp8, 35 GB as published and all of it holes, in ComfyUI's form."""
+
+    def scaled(path: Path, name: str) -> Path:
+        with gzip.open(KEYS / f"{name}.json.gz", "rt", encoding="utf-8") as file:
+            shapes = json.load(file)["tensors"]
+        layers = [key.removesuffix(".weight") for key, shape in shapes.items() if len(shape) == 2 and "bias" not in key]
+        marks: dict[str, Any] = {f"{layer}.scale_weight": ("F32", [1]) for layer in layers}
+        return hollow(path, name, "F8_E4M3", scaled_fp8=("F8_E4M3", [2]), **marks)
+
+    experts = [
+        scaled(tmp_path / f"wan2.2_t2v_{level}_noise_14B_fp8_scaled.safetensors", "original.wan22_t2v_a14b")
+        for level in ("high", "low")
+    ]
+    text = scaled(tmp_path / "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "transformers.umt5_xxl_encoder")
+    vae = hollow(tmp_path / "wan_2.1_vae.safetensors", "original.wan21_vae")
+    (tmp_path / "tokenizer.json").write_text("{}")  # only looked for
+    files = ModelFiles(experts[0], text, vae, transformer_low=experts[1])
+    assert sum(path.stat().st_size for path in files.paths.values()) > 34e9
+
+    def held() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+    before = held()
+    modules = read_modules(files_card(files), torch.device("cpu"), torch.bfloat16)
+    for part in ("transformer", "transformer_low", "text"):
+        packed = [layer for layer in modules[part].modules() if isinstance(layer, PackedLinear)]
+        assert len(packed) > 160 and all(layer.packed.scale is not None for layer in packed)
+    assert held() - before < 200 * 2**20

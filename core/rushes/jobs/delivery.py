@@ -102,6 +102,7 @@ def _differences(shot: Shot, record: Mapping[str, Any]) -> list[str]:
                 f"it was made with other weights of {now['name']} (SHA-256 {then}, now {now['sha256'][:8]}): "
                 "the bits may differ"
             )
+        model.loras(shot)
     except ShotError as error:
         notes.append(str(error))
     for keyframe in shot.keyframes:

@@ -17,7 +17,7 @@ from rushes.model.memory import DECODE_BYTES, transformer_bytes
 from rushes.model.rack import FEW_GUIDANCE, FEW_STEPS, Rack, Settings, has_few_steps
 from rushes.model.reading import size_of
 from rushes.model.tokenizer import Tokenizer
-from rushes.shot import TRAINED_MEDIA, Keyframe, Shot, ShotError, format_guidance
+from rushes.shot import TRAINED_MEDIA, Keyframe, Lora, Shot, ShotError, format_guidance
 
 
 class Work(NamedTuple):
@@ -62,7 +62,7 @@ class Model:
         for name, text in texts(shot).items():
             self._tokens(name, text)
         keyframes = self._keyframes(shot.keyframes, frames)
-        shot = shot.replace(loras=self._rack.resolve(shot.loras))
+        shot = shot.replace(loras=self.loras(shot))
         steps, guidance = (FEW_STEPS, FEW_GUIDANCE) if has_few_steps(shot) else (defaults.steps, defaults.guidance)
         self.card.check_keyframes([keyframe.frame for keyframe in keyframes], frames, continues)
         self.card.check_control(shot.control, frames)
@@ -110,6 +110,11 @@ class Model:
         if shot.keyframes and not self.card.keeps_keyframes:
             found.append(f"keyframe: {self.card.name} was trained on text alone; expect a cut beside a given picture")
         return [*found, *self._rack.notes(shot.loras)]
+
+    def loras(self, shot: Shot) -> tuple[Lora, ...]:
+        """The shot's LoRAs with their digests. Raises ShotError for one that is gone, has changed or is not for this
+        model."""
+        return self._rack.resolve(shot.loras)
 
     def settings(self, shot: Shot) -> Settings:
         """Solver, schedule and shift of a resolved shot."""

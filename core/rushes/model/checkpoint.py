@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rushes.model.reading import Header as Header
-from rushes.model.reading import load_state as load_state
-from rushes.model.reading import read_header as read_header
 from rushes.shot import ShotError
 
 Part = Literal["transformer", "vae", "text", "clip"]

@@ -37,6 +37,9 @@ _OTHERS = {
     ".dora_scale": "a DoRA", ".lokr_": "a LoKr", ".hada_": "a LoHa", ".lora_mid": "a LoRA in Tucker's form",
     ".oft_": "an OFT", ".glora": "a GLoRA", ".set_weight": "replaced weights", ".reshape_weight": "reshaped weights",
 }  # fmt: skip
+# What reads the latents: an image-to-video model has more channels there than the text-to-video model that a LoRA was
+# made for, and is the same otherwise; so this part alone may be left out.
+PATCHES = "patch_embedding.weight"
 # Distillations to few steps, by the names of their published files
 _FEW_STEPS = re.compile(r"lightx2v|lightning|(?<![a-z0-9])4[-_ ]?steps?(?![a-z])", re.IGNORECASE)
 
@@ -103,8 +106,8 @@ def read_lora(path: Path, shapes: Shapes, model: str) -> Lora:
     known = trainer_names(shapes)
     changes: dict[str, Change] = {}
     for stem, given in parts.items():
-        found = _changes(path, stem, given, known, shapes, model)
-        unknown += [] if found else [stem]
+        found, is_whole = _changes(path, stem, given, known, shapes, model)
+        unknown += [] if is_whole else [stem]
         changes |= found
     if not changes:
         some = min(state, default="nothing")
@@ -114,20 +117,25 @@ def read_lora(path: Path, shapes: Shapes, model: str) -> Lora:
 
 def _changes(
     path: Path, stem: str, given: Mapping[str, Tensor], known: Mapping[str, str], shapes: Shapes, model: str
-) -> dict[str, Change]:
-    """What the entries under one stem change, by our names; empty where the model has no such layer."""
+) -> tuple[dict[str, Change], bool]:
+    """What the entries under one stem change, by our names, and whether the model has a place for all of them."""
     found: dict[str, Change] = {}
-    target = known.get(stem)
+    target, left = known.get(stem), set(given) - {"alpha"}
     if target is not None and given.keys() & {"down", "up", "diff"}:
         change = _weight_change(path, stem, given)
-        _check(path, target, change, shapes, model)
-        found[target] = change
+        if (got := _misfit(change, shapes[target])) is None:
+            found[target] = change
+            left -= {"down", "up", "diff"}
+        elif not target.endswith(PATCHES):
+            raise _wrong_shape(path, target, got, shapes, model)
     for end, last in (("diff_b", ".bias"), ("diff_m", ".modulation")):
         name = (target or "").removesuffix(".weight") + last if end == "diff_b" else known.get(f"{stem}{last}", "")
         if end in given and name in shapes:
             found[name] = Change(diff=given[end])
-            _check(path, name, found[name], shapes, model)
-    return found
+            left.discard(end)
+            if (got := _misfit(found[name], shapes[name])) is not None:
+                raise _wrong_shape(path, name, got, shapes, model)
+    return found, not left
 
 
 def _weight_change(path: Path, stem: str, given: Mapping[str, Tensor]) -> Change:
@@ -146,14 +154,18 @@ def _weight_change(path: Path, stem: str, given: Mapping[str, Tensor]) -> Change
     return Change(up, down, alpha / down.shape[0], given.get("diff"))
 
 
-def _check(path: Path, name: str, change: Change, shapes: Shapes, model: str) -> None:
-    shape = shapes[name]
-    got = list(change.diff.shape) if change.diff is not None else list(shape)
-    if change.up is not None and change.down is not None:
-        is_right = (change.up.shape[0], change.down.shape[1]) == (shape[0], prod(shape[1:]))
-        got = got if is_right else [change.up.shape[0], change.down.shape[1]]
-    if got != list(shape):
-        raise _refusal(path, f"it changes {name!r} of {got}, which is {list(shape)} in {model}", model)
+def _misfit(change: Change, shape: Sequence[int]) -> list[int] | None:
+    """The shape that a change is for, where that is not `shape`; None where it is."""
+    if change.diff is not None and tuple(change.diff.shape) != tuple(shape):
+        return list(change.diff.shape)
+    if change.up is None or change.down is None:
+        return None
+    got = [change.up.shape[0], change.down.shape[1]]
+    return None if got == [shape[0], prod(shape[1:])] else got
+
+
+def _wrong_shape(path: Path, name: str, got: Sequence[int], shapes: Shapes, model: str) -> ShotError:
+    return _refusal(path, f"it changes {name!r} of {list(got)}, which is {list(shapes[name])} in {model}", model)
 
 
 def _refusal(path: Path, reason: str, model: str) -> ShotError:
