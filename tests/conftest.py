@@ -412,6 +412,12 @@ def wan_pipeline(tmp_path: Path, trained_spiece: bytes) -> Callable[..., Any]:
     return build
 
 
+@pytest.fixture(autouse=True)
+def no_kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test reads its prompts itself; those of the cache turn it on."""
+    monkeypatch.setenv("RUSHES_TEXT_CACHE", "off")
+
+
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home, so that no model of the machine's user is met; the settings and caches lie below it."""

@@ -22,13 +22,17 @@ from rushes.conditions import Conditioner
 from rushes.model import bundle, files
 from rushes.model.catalog import Model as Model
 from rushes.model.catalog import texts
+from rushes.model.digests import digest
+from rushes.model.embeddings import TextCache, text_cache_folder
 from rushes.model.files import FilesCard, ModelFiles
-from rushes.model.loading import Modules, text_dtype
+from rushes.model.loading import Modules, text_dtype, weight_bytes
 from rushes.model.memory import (
+    SHORT,
     SLACK,
     DecodePlan,
     decode_bytes,
     decode_plan,
+    device_bytes,
     encode_bytes,
     text_bytes,
     transformer_bytes,
@@ -199,6 +203,7 @@ class Engine(Model):
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         settings = self.settings(shot)
         memory = self._denoise_bytes(noise, len(features))
+        self._release_text(memory)
         velocity = GuidedVelocity(
             self._modules, features, given, shot.guidance_pair, self.card.boundary,
             lambda part: self._enter(part, memory, shot), cancel,
@@ -274,12 +279,40 @@ class Engine(Model):
     def _features(self, shot: Shot) -> list[Tensor]:
         """Of the prompt and, where guidance is on, of the negative prompt: [1, text_len, text_dim] each."""
         asked = {name: text for name, text in texts(shot).items() if name == "prompt" or shot.is_guided}
-        rows = self.card.transformer.text_len
-        self._ready("text", text_bytes(self.card.text, rows, text_dtype(self.dtype).itemsize))
+        prompts = [self._tokens(name, text) for name, text in asked.items()]
+        rows, cache = self.card.transformer.text_len, self._text_cache()
+        found = [cache.find(ids, rows) if cache is not None else None for ids in prompts]
+        if any(features is None for features in found):
+            self._ready("text", text_bytes(self.card.text, rows, text_dtype(self.dtype).itemsize))
         return [
-            self._modules.text.encode([self._tokens(name, text)], rows, self.device).to(self.dtype)
-            for name, text in asked.items()
+            (self._encoded(ids, rows, cache) if features is None else features).to(self.device, self.dtype)
+            for ids, features in zip(prompts, found, strict=True)
         ]
+
+    def _encoded(self, ids: list[int], rows: int, cache: TextCache | None) -> Tensor:
+        features = self._modules.text.encode([ids], rows, self.device)
+        if cache is not None:
+            cache.keep(ids, features)
+        return features
+
+    def _text_cache(self) -> TextCache | None:
+        """None for our own bundles, whose encoders are small, and in a host, which may patch the encoder."""
+        folder = text_cache_folder()
+        if not isinstance(self.card, FilesCard) or self._prepare is not None or folder is None:
+            return None
+        return TextCache(folder, digest(self.card.files.text), self.device, text_dtype(self.dtype))
+
+    def _release_text(self, work: int) -> None:
+        """Let go of the text encoder before the transformer is read, where both and its work need too much memory."""
+        there = device_bytes(self.device)
+        if self._prepare is not None or there is None or "text" not in self._modules.loaded:
+            return
+        weights = sum(
+            weight_bytes(self.card, part, text_dtype(self.dtype) if part == "text" else self.dtype)
+            for part in ("text", HIGH, "vae")
+        )
+        if weights + work > SHORT * there and isinstance(self.card, FilesCard):
+            self._modules.release("text")
 
     def _enter(self, part: str, memory: int, shot: Shot) -> None:
         """A transformer is about to work, which needs so many bytes: of two experts the other one goes first."""

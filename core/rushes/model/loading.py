@@ -125,6 +125,11 @@ def check_shapes(card: Card, name: str, shapes: Shapes, refuse: Refuse) -> None:
         raise refuse(name, reason)
 
 
+def weight_bytes(card: Card, name: str, dtype: torch.dtype) -> int:
+    """What a part's weights take in a type, each counted once; packed ones take less."""
+    return sum(t.numel() for t in _empty(card, name, nn).parameters()) * dtype.itemsize
+
+
 def _empty(card: Card, name: str, operations: Operations) -> nn.Module:
     with torch.device("meta"), _Unfilled():
         return _MAKERS[name](card, operations)

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
+
+import torch
 
 from rushes.model.clip import ClipVisionConfig
 from rushes.model.config import TransformerConfig, VAEConfig
@@ -14,6 +17,9 @@ DECODE_BYTES = 160 * 2**20  # what a decoder chunk may take; larger chunks are s
 STAGE_COPIES = 15  # tensors of the VAE's widest stage that live at once, measured with the convolutions' own buffers
 SLACK = 1.25  # what a host makes room for, over what is counted; measured were 0.8 to 1.17 times the count, on the CPU
 MIN_TILE = 8  # latent cells; smaller tiles are mostly overlap
+
+
+SHORT = 0.8  # of a device's memory; a model that needs more does not keep what it can read again
 
 
 class DecodePlan(NamedTuple):
@@ -70,3 +76,13 @@ def decode_bytes(config: VAEConfig, plan: DecodePlan, height: int, width: int, s
 def _cells(config: VAEConfig) -> int:
     """Values of the widest stage per latent cell and channel."""
     return (config.spatial_factor // config.patch_size) ** 2 * config.multipliers[0] * config.temporal_factor
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """The memory of a device, in use or not; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
