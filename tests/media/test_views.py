@@ -13,7 +13,7 @@ import PyOpenColorIO as ocio  # noqa: N813 - the field's name for it
 import pytest
 
 from rushes.cli import main
-from rushes.media import color, open_outputs, read_manifest
+from rushes.media import color, open_outputs, read_frames, read_manifest
 from rushes.media.sequences import _opened, read_stored
 from rushes.shot import ShotError
 
@@ -62,6 +62,10 @@ def test_through_the_view_the_plate_is_the_clip(
     assert np.abs(shown[3:] - frames[0, 3:])[below].max() < 3 / 255
     assert pixels[:3].min() > 6 and pixels.max() <= 8.001
     assert (shown[:3] > 0.93).all()
+    with read_frames(outputs.paths[0]) as reader:  # as it is to be seen, so that a proxy of it looks like the clip
+        assert np.abs(next(iter(reader))[0] - shown).max() < 2e-3 and not reader.notes
+    with read_frames(outputs.paths[0], colorspace="ACEScg") as reader:
+        assert next(iter(reader)).max() > 2  # light, by request
     spec = header(outputs.paths[0])
     assert spec.getattribute("rushes/transform") == f"inverse of {name} on sRGB - Display, soft cap 8"
     assert "bands and sparks" in spec.getattribute("rushes/warning")
@@ -183,3 +187,21 @@ def test_a_configuration_without_roles_for_interchange_is_refused(
     monkeypatch.setenv("OCIO", str(path))
     with pytest.raises(ShotError, match=r"^--colorspace: 'mystery' of \$OCIO cannot be reached \(.*aces_interchange"):
         color.find_space("mystery")
+
+
+def test_a_view_that_is_not_here_is_told(
+    studio: Path, tmp_path: Path, make_record: Any, make_frames: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plate for the studio's own view, read where nobody knows it: colorimetric, and a note says so."""
+    frames = make_frames(1)
+    with pytest.warns(RuntimeWarning, match="display white"):  # noqa: SIM117
+        with open_outputs([tmp_path / "p.exr"], make_record(1), inverse_view="default") as outputs:
+            outputs.write(frames)
+    with read_frames(outputs.paths[0]) as reader:
+        assert np.abs(next(iter(reader)) - frames).mean() < 0.01 and reader.notes == ()
+    monkeypatch.delenv("OCIO")
+    with read_frames(outputs.paths[0]) as reader:
+        seen = next(iter(reader))
+        (note,) = reader.notes
+    assert np.abs(seen - frames).mean() > 0.03
+    assert "made for a view that is not here" in note and str(studio) in note

@@ -22,6 +22,7 @@ from rushes.media.sink import Sink, WriteError, printable
 from rushes.media.timecodes import parse_timecode, timecode
 
 RECORD = "rushes/record"
+VIEW = "rushes/view"  # what a plate is to be seen through, where it was made so
 SLATE = "rushes/slate"  # marks the frame before the first, which is no frame of the clip
 # Frames of a plate in work at once: the colours of one are converted while OpenImageIO compresses another. More than a
 # few gain nothing, as its own threads share each frame, and each holds 37 MB at 1920x1080.
@@ -178,6 +179,8 @@ class PlateSink(Sink):
         spec.attribute("rushes/colorspace", self._space.name)
         spec.attribute("rushes/config", self._space.config)
         spec.attribute("rushes/transform", self.transform)
+        if self._view is not None and number != self.slate:
+            spec.attribute(VIEW, views.to_text(self._view))
         if self.warning:
             spec.attribute("rushes/warning", self.warning)
         if form.handles:

@@ -11,7 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
-from rushes.media import color
+from rushes.media import color, views
 from rushes.media.images import filled
 from rushes.media.source import Source
 from rushes.shot import ShotError
@@ -34,7 +34,8 @@ def read_frames(
     scaled to fill it and cropped, the centre kept, None leaves them as they are; as_stored: numbers that are no
     colours, such as distances, as the file has them, NaN and infinity too; a colour space has then no meaning.
     Untagged PNG is sRGB, an untagged movie BT.709 in video range, and an untagged EXR is refused. Values tagged
-    as BT.709 video are taken for sRGB, as we write them. Raises ShotError for what is missing, damaged, of
+    as BT.709 video are taken for sRGB, as we write them. A plate that was made by the inverse of a view comes as that
+    view shows it, unless colorspace is given. Raises ShotError for what is missing, damaged, of
     undeclared colour, or a sequence with a gap.
     """
     text = os.fspath(path)
@@ -143,7 +144,9 @@ class FrameReader:
             self._repaired += bad
             frame = np.nan_to_num(frame, nan=0.0, posinf=color.HALF_MAX, neginf=-color.HALF_MAX)
         space = self._source.space
-        if space.name != color.SRGB:
+        if self._source.view is not None:
+            frame = views.show(frame, self._source.view, space.name)
+        elif space.name != color.SRGB:
             frame = color.convert(frame, space.name, color.SRGB)
         if space.is_bounded:
             frame = np.clip(frame, 0.0, 1.0)

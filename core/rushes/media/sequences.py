@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 
-from rushes.media import color, images, plates, stills, timecodes
+from rushes.media import color, images, plates, stills, timecodes, views
 from rushes.media.paths import MAX_START_FRAME, Target
 from rushes.media.record import from_text, unreadable
 from rushes.media.source import Source
@@ -71,10 +71,19 @@ class PictureSource(Source):
         spec, kind = picture.spec(), picture.format_name()
         picture.close()
         if len(self._files) > 1 and spec.getattribute(plates.SLATE):
-            # the frames begin after it, and it has the same colours, rate and size as they
+            # the frames begin after it
             self._files, self.frames = self._files[1:], self.frames - 1
             number = None if number is None else number + 1
+            picture = _opened(self._files[0])
+            spec, kind = picture.spec(), picture.format_name()
+            picture.close()
         self.space = self._given or _declared(spec, kind, self._files[0])
+        text = spec.getattribute(plates.VIEW)
+        if isinstance(text, str) and self._given is None:
+            try:
+                self.view = views.from_text(text)
+            except ShotError as error:
+                self.note(f"it was made for a view that is not here, and comes as it would be without ({error})")
         self.fps = _fps(spec, self._files[0])
         self.start_frame = _first_number(spec, self.fps) if number is None else number
         # of no channels: only its shape is wanted

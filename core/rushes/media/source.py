@@ -10,21 +10,23 @@ from fractions import Fraction
 
 import numpy as np
 
-from rushes.media import color
+from rushes.media import color, views
 
 
 class Source(ABC):
     """Frames in the colours of `space`, which is declared by the file or given.
 
     text: the input as it was asked for; frames: how many; size: (width, height) of a frame; aspect: width of a
-    pixel over its height; fps, start_frame: None where the files do not tell; notes: sentences on what could
-    not be kept, complete once all frames are read.
+    pixel over its height; view: what the frames are to be seen through, None for colorimetric ones; fps,
+    start_frame: None where the files do not tell; notes: sentences on what could not be kept, complete once all
+    frames are read.
     """
 
     frames: int
     size: tuple[int, int]
     space: color.Space
     aspect: float = 1.0
+    view: views.View | None = None
     fps: Fraction | None = None
     start_frame: int | None = None
 

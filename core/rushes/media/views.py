@@ -8,6 +8,8 @@ them, and the small steps of a clip near white become large ones.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -86,28 +88,29 @@ def _config(place: str) -> ocio.Config | None:
 
 
 @lru_cache(maxsize=4)
-def _processor(view: View) -> ocio.CPUProcessor:
+def _processor(view: View, is_inverse: bool) -> ocio.CPUProcessor:
     config = _config(view.config)
-    assert config is not None
+    if config is None:
+        raise ShotError(f"--inverse-view: this OpenColorIO has no {view.config}; a newer one is allowed")
     source = config.getRoleColorSpace("aces_interchange")
     if not source:
         raise ShotError(
             f"--inverse-view: {view.config} has no role aces_interchange, which says what its colours are; "
             "a configuration with it is allowed"
         )
-    inverse = ocio.DisplayViewTransform(source, view.display, view.name, direction=ocio.TRANSFORM_DIR_INVERSE)
+    direction = ocio.TRANSFORM_DIR_INVERSE if is_inverse else ocio.TRANSFORM_DIR_FORWARD
+    transform = ocio.DisplayViewTransform(source, view.display, view.name, direction=direction)
     try:
-        return (
-            config.getProcessor(inverse)
-            .getOptimizedCPUProcessor(ocio.BIT_DEPTH_F32, ocio.BIT_DEPTH_F32, ocio.OPTIMIZATION_LOSSLESS)
-        )  # fmt: skip
+        return config.getProcessor(transform).getOptimizedCPUProcessor(
+            ocio.BIT_DEPTH_F32, ocio.BIT_DEPTH_F32, ocio.OPTIMIZATION_LOSSLESS
+        )
     except ocio.Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise ShotError(f"--inverse-view: {view.text} has no inverse ({reason}); another view is allowed") from error
+        raise ShotError(f"--inverse-view: {view.text} cannot be used ({reason}); another view is allowed") from error
 
 
 def _scene(frame: np.ndarray, view: View) -> np.ndarray:
-    return color.convert(color.apply(_processor(view), frame), _INTERCHANGE, _SCENE)
+    return color.convert(color.apply(_processor(view, True), frame), _INTERCHANGE, _SCENE)
 
 
 def invert(frame: np.ndarray, view: View, space: str, cap: float) -> np.ndarray:
@@ -123,3 +126,25 @@ def invert(frame: np.ndarray, view: View, space: str, cap: float) -> np.ndarray:
     bent = knee + knee * -np.expm1(-over / knee)
     scene = np.where(over > 0, scene * (bent / np.maximum(peak, knee)), scene)
     return color.convert(scene, _SCENE, space)
+
+
+def show(frame: np.ndarray, view: View, space: str) -> np.ndarray:
+    """What `view` shows of light: float32 [h, w, 3] in 0 ... 1, as its display is fed. frame: the same, in `space`."""
+    shown = color.apply(_processor(view, False), color.convert(frame, space, _INTERCHANGE))
+    return np.clip(shown, 0.0, 1.0)
+
+
+def to_text(view: View) -> str:
+    return json.dumps(dataclasses.astuple(view))
+
+
+def from_text(text: str) -> View:
+    """`to_text`'s form. Raises ShotError where this machine does not have the view."""
+    try:
+        view = View(*map(str, json.loads(text)))
+    except (TypeError, ValueError) as error:
+        raise ShotError(f"view: got {text!r}; a view as Rushes writes it down is allowed") from error
+    if view.config not in (color.studio_name(), *_CONFIGS):
+        raise ShotError(f"view: {view.text} is of {view.config}; with that in $OCIO it is allowed")
+    _processor(view, False)
+    return view
