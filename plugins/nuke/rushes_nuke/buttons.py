@@ -87,7 +87,7 @@ def create() -> None:
 
 def create_from_plate() -> None:
     """Menu: a new node with the settings of the selected Read's plate, or of a file that is chosen."""
-    reads = [node for node in nuke.selectedNodes() if node.Class() == "Read"]
+    reads: list[Any] = [node for node in nuke.selectedNodes() if node.Class() == "Read"]
     path = str(reads[0]["file"].getEvaluatedValue() or "") if reads else ""
     path = path or nuke.getFilename("A frame of a plate that Rushes has written", "*.exr") or ""
     if path:

@@ -106,7 +106,7 @@ def _linear(spaces: Sequence[Space]) -> str:
 
 
 def _working_names() -> Iterator[str]:
-    knob = nuke.root()["workingSpaceLUT"]
+    knob: Any = nuke.root()["workingSpaceLUT"]
     value = str(knob.value())
     for item in (value, *(item for item in knob.values() if _id(item) == _id(value))):
         name, called, roles = _item(item)

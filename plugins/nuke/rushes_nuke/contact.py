@@ -27,10 +27,10 @@ def make(node: Any) -> Any:
     rows = math.ceil(len(done) / columns)
     width, height = done[0]["shot"]["size"]
     # a button of a group works inside it, and the sheet belongs beside it
-    with host.undo_step("Rushes: contact sheet"), _outside(node):
+    with host.undo_step("Rushes: contact sheet"), node.parent():
         reads = []
         for index, take in enumerate(done):
-            read = nuke.nodes.Read()
+            read: Any = nuke.nodes.Read()
             read["file"].fromUserText(f"{take['pattern']} {take['start']}-{take['start'] + take['frames'] - 1}")
             colour.put(read["colorspace"], colour.chosen(take["space"], session().spaces))
             read["label"].setValue(f"seed {take['shot']['seed']}")
@@ -43,11 +43,6 @@ def make(node: Any) -> Any:
             sheet[name].setValue(value)
         sheet.setXYpos(node.xpos(), node.ypos() + 2 * STEP)
     return sheet
-
-
-def _outside(node: Any) -> Any:
-    name, _, _ = node.fullName().rpartition(".")
-    return nuke.toNode(name) if name else nuke.root()
 
 
 def plates(node: Any) -> list[str]:

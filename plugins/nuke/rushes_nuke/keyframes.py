@@ -35,7 +35,7 @@ def _render(node: Any, name: str, path: Path, spaces: Sequence[colour.Space]) ->
         raise Refusal("keyframe: the worker has no sRGB; a worker of this version is allowed")
     path.parent.mkdir(parents=True, exist_ok=True)
     with host.no_undo(), node:
-        write = nuke.nodes.Write(inputs=[node.node(name)])
+        write: Any = nuke.nodes.Write(inputs=[node.node(name)])
         try:
             write["file"].fromUserText(path.as_posix())
             write["file_type"].setValue("png")

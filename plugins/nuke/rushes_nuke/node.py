@@ -21,7 +21,7 @@ def create() -> Any:
     with host.undo_step("Rushes: new node"):
         for other in nuke.selectedNodes():  # an input is a keyframe here, and not what happens to be selected
             other.setSelected(False)
-        node = nuke.createNode("Group", inpanel=False)
+        node: Any = nuke.createNode("Group", inpanel=False)
         node.setName(NAME)
         with node:
             for number, name in enumerate(INPUTS):

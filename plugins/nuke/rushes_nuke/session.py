@@ -173,7 +173,7 @@ class Session:
             if job is None or job.key not in changed:
                 continue
             takes.update(take, job)
-            if take is shown:
+            if shown is not None and take is shown:
                 self._show(tagged.node, take, job)
         takes.write(tagged)
 

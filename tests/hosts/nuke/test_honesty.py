@@ -221,7 +221,6 @@ def plugin_files() -> list[Path]:
     return sorted(path for path in PLUGIN.rglob("*.py") if "vendor" not in path.parts)
 
 
-@pytest.mark.skipif(not PLUGIN.exists(), reason="there is no plugins/nuke yet")
 @pytest.mark.parametrize("major", [13, 17])
 def test_the_plug_in_uses_what_nuke_has(install: Any, stubs: Any, major: int) -> None:
     """Every name and call, against the stubs and against the double of the oldest and the newest version."""
