@@ -24,6 +24,7 @@ else:
 REFRESH = 300  # milliseconds
 THUMB = (128, 80)  # pixels
 COLUMNS = ("", "clip", "state", "")
+CLIP_WIDTH, BAR_WIDTH = 190, 90  # pixels; the state has the rest
 MOST_SEEDS = 64
 
 
@@ -85,8 +86,9 @@ class QueuePanel(QtWidgets.QWidget):
         table.setSelectionMode(QtWidgets.QAbstractItemView.SingleSelection)
         table.setEditTriggers(QtWidgets.QAbstractItemView.NoEditTriggers)
         table.verticalHeader().setDefaultSectionSize(THUMB[1] + 4)
-        table.setColumnWidth(0, THUMB[0] + 8)
-        table.horizontalHeader().setStretchLastSection(True)
+        for column, width in enumerate((THUMB[0] + 8, CLIP_WIDTH, 0, BAR_WIDTH)):
+            table.setColumnWidth(column, width)
+        table.horizontalHeader().setSectionResizeMode(2, QtWidgets.QHeaderView.Stretch)
         return table
 
     def _make_job_buttons(self) -> Any:
@@ -198,7 +200,11 @@ class QueuePanel(QtWidgets.QWidget):
 
     def _show(self, row: int, job: Job) -> None:
         self.table.item(row, 1).setText(f"{job.wish['prompt'][:60]}\nseed {job.wish['seed']}")
-        self.table.item(row, 2).setText(describe_job(job))
+        said = describe_job(job)
+        self.table.item(row, 2).setText(
+            said.replace(job.patterns[0], Path(job.patterns[0]).name) if job.patterns else said
+        )
+        self.table.item(row, 2).setToolTip(said)
         self.table.cellWidget(row, len(COLUMNS) - 1).setValue(round(100 * job.done_share))
         path = picture_of(job)
         seen = (str(path), job.step)

@@ -142,6 +142,8 @@ def test_the_starters_pictures_are_in_the_panel(screen: Screen, starter: str, tm
     seen = oiio.ImageBuf(str(path)).get_pixels(oiio.UINT8)[..., :3]
     assert seen.shape == frame.shape and np.abs(seen.astype(int) - frame).mean() < 3
     grabbed = screen.grab(tmp_path / "panel.png")
+    assert screen.rows()[0][1] == "done: Rushes_v002.%04d.exr", "the whole path is in the tooltip"
+    assert str(tmp_path) in screen.widget.table.item(0, 2).toolTip()
     colours = np.unique(grabbed.reshape(-1, 3), axis=0)
     assert len(colours) > 500, "pictures, not only the greys of widgets"
     if path_wanted := os.environ.get(PICTURE):
