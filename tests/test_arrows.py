@@ -42,8 +42,8 @@ ARROWS = {
         "shot",
         "progress",
     },  # parts of the engine, each of one idea
-    "velocity": {"model", "sampling", "conditions", "progress"},
-    "engine": {"model", "sampling", "media", "shot", "progress", "conditions", "velocity", "_version"},
+    "velocity": {"attention", "model", "sampling", "conditions", "progress"},
+    "engine": {"attention", "model", "sampling", "media", "shot", "progress", "conditions", "velocity", "_version"},
     "starter": {"model", "sampling", "media", "shot", "engine", "_version"},
     "jobs": {"engine", "media", "shot", "progress", "folders", "_version"},
     "publish": {"media", "jobs", "shot", "_version"},

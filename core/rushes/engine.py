@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rushes.attention.hosted import HostedSettings
+from rushes.attention.layers import SparseLayers
 from rushes.conditions import Conditioner
 from rushes.model import bundle, files
 from rushes.model.catalog import Model as Model
@@ -96,12 +98,15 @@ class Engine(Model):
         dtype: torch.dtype,
         decode_memory: int | None = None,
         prepare: Prepare | None = None,
+        attention: HostedSettings | None = None,
     ) -> None:
         super().__init__(model.card, model.path, model._tokenizer)
         self.device, self.dtype = device, dtype
         self._decode_memory, self._prepare = decode_memory, prepare
         self._modules = modules
         self._conditioner = Conditioner(model.card, modules, self._ready, device, dtype)
+        self._attention = attention
+        self._sparse: SparseLayers | None = None  # of the latest sampling
         self._rough = torch.tensor(model.card.preview, dtype=torch.float32)  # [C + 1, 3]; empty until it is fitted
 
     @classmethod
@@ -113,12 +118,14 @@ class Engine(Model):
         decode_memory: int | None = None,
         operations: Operations | None = None,
         prepare: Prepare | None = None,
+        attention: HostedSettings | None = None,
     ) -> Engine:
         """Load a model: a name on the shelf, its folder or file, or Wan's files.
 
         device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
         when None; under float16 the text is read in bfloat16. decode_memory: bytes that the decoder's activations may
-        take; pictures that need more are decoded in blended tiles.
+        take; pictures that need more are decoded in blended tiles. attention: what self-attention keeps, such as
+        `rushes.attention.layers.SparseAttention(density=0.2, first_steps=2)`; all of it when None.
         For a host that manages memory: operations is the namespace (torch.nn when None) whose Linear, Conv3d and
         Embedding the transformer and the text encoder are made of. prepare(part, bytes) is called before one of
         `parts` works on the device, with the bytes of activations to expect; the weights are
@@ -135,7 +142,7 @@ class Engine(Model):
             modules = files.read_modules(card, rest, kind, layers)
         else:
             modules = bundle.read_modules(shelf.path, card, rest, kind, layers)
-        return cls(shelf, modules, place, kind, decode_memory, prepare)
+        return cls(shelf, modules, place, kind, decode_memory, prepare, attention)
 
     def resolve(self, shot: Shot, fit: bool = False, continues: bool = False) -> Shot:
         """As `Model.resolve`, and with the digests of footage. Raises ShotError for footage that has changed."""
@@ -145,6 +152,17 @@ class Engine(Model):
         from rushes.media import footage_digest
 
         return shot.replace(control=tuple(control.sealed(footage_digest) for control in shot.control))
+
+    def record(self, shot: Shot) -> dict[str, Any]:
+        """As `Model.record`, with what self-attention keeps where that is not all."""
+        record = super().record(shot)
+        if self._attention is not None:
+            record["model"] = {**record["model"], "attention": asdict(self._attention)}
+        return record
+
+    def attention_report(self) -> dict[str, Any] | None:
+        """The density that each layer delivered in the latest sampling, see `SparseLayers.report`; None without any."""
+        return None if self._sparse is None else self._sparse.report()
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -204,9 +222,11 @@ class Engine(Model):
         settings = self.settings(shot)
         memory = self._denoise_bytes(noise, len(features))
         self._release_text(memory)
+        if self._attention is not None:
+            self._sparse = SparseLayers(self._attention, self.card.transformer.layers, shot.steps)
         velocity = GuidedVelocity(
             self._modules, features, given, shot.guidance_pair, self.card.boundary,
-            lambda part: self._enter(part, memory, shot), cancel,
+            lambda part: self._enter(part, memory, shot), cancel, self._sparse,
         )  # fmt: skip
         plan = schedule(settings.schedule, shot.steps, settings.shift)
         at = resume or Denoising(0, noise, ())

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rushes.attention.layers import SparseLayers
 from rushes.conditions import Conditions
 from rushes.model.loading import Modules
 from rushes.model.text import summarize
@@ -26,7 +27,7 @@ class GuidedVelocity:
 
     features: text of the prompt and, where guidance is on, of the negative prompt, [1, text_len, text_dim] each.
     guidance: of the high-noise and the low-noise expert. boundary: a sigma; None for one transformer.
-    enter: called with the part's name before its first work.
+    enter: called with the part's name before its first work. sparse: of self-attention, None for all of it.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class GuidedVelocity:
         boundary: float | None,
         enter: Callable[[str], None],
         cancel: Cancel | None,
+        sparse: SparseLayers | None = None,
     ) -> None:
+        self._sparse = sparse
         self._modules, self._features, self._given = modules, features, given
         self._guidance = {HIGH: guidance[0], LOW: guidance[1]}
         self._boundary, self._enter, self._cancel = boundary, enter, cancel
@@ -46,6 +49,8 @@ class GuidedVelocity:
         self._active: FrameVelocity | None = None
 
     def __call__(self, x: Tensor, sigma: float, timestep: float | Tensor, step: int) -> Tensor:
+        if self._sparse is not None:
+            self._sparse.begin_step(step)
         # made anew each time: kept, they would hold this object in a cycle, and with it an expert's weights
         high, low = partial(self._ask, HIGH), partial(self._ask, LOW)
         velocity = high if self._boundary is None else experts(high, low, self._boundary)
@@ -62,7 +67,7 @@ class GuidedVelocity:
         transformer = self._modules.transformer(part)
         guidance = self._guidance[part]
         cond, uncond = self._contexts(transformer, guidance > 1)
-        predict = Predict(transformer, self._given, self._cancel)
+        predict = Predict(transformer, self._given, self._cancel, self._sparse)
         return classifier_free(predict, cond, uncond, guidance, join=Context.join)
 
     def _contexts(self, transformer: Transformer, is_guided: bool) -> tuple[Context, Context | None]:
@@ -78,14 +83,18 @@ class GuidedVelocity:
 class Predict:
     """The transformer as guidance calls it; looks at the cancel event before every block."""
 
-    def __init__(self, transformer: Transformer, given: Conditions, cancel: Cancel | None) -> None:
+    def __init__(
+        self, transformer: Transformer, given: Conditions, cancel: Cancel | None, sparse: SparseLayers | None = None
+    ) -> None:
         self._transformer, self._given, self._cancel = transformer, given, cancel
+        self._pattern = None if sparse is None else sparse.pattern
+        self._attend = None if sparse is None else sparse.attend
 
     def __call__(self, x: Tensor, timesteps: Tensor, context: Context) -> Tensor:
         if (channels := self._given.channels) is not None:
             x = torch.cat((x, channels.to(x).expand(len(x), -1, -1, -1, -1)), dim=1)
         control = [Control(latents.to(x).expand(len(x), -1, -1, -1, -1), how) for latents, how in self._given.control]
-        return self._transformer(x, timesteps, context, control, on_block=self._check)
+        return self._transformer(x, timesteps, context, control, self._check, self._pattern, self._attend)
 
     def _check(self, block: int) -> None:
         if self._cancel is not None and self._cancel.is_set():

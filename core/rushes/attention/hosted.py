@@ -250,20 +250,9 @@ class HostedAttention:
 
     def _dense_here(self, current: Pass) -> str:
         """Whether the artist wants this step or layer dense: why, or nothing."""
-        chosen = self.settings
-        if (chosen.first_steps or chosen.last_steps) and not current.steps:
+        if (self.settings.first_steps or self.settings.last_steps) and not current.steps:
             return "the host does not tell the step"
-        if current.step < chosen.first_steps:
-            return FIRST_STEPS
-        if current.step >= current.steps - chosen.last_steps and chosen.last_steps:
-            return LAST_STEPS
-        if current.layer < chosen.first_layers:
-            return FIRST_LAYERS
-        if chosen.last_layers and current.layers is None:
-            return UNCOUNTED
-        if current.layers is not None and chosen.last_layers and current.layer >= current.layers - chosen.last_layers:
-            return LAST_LAYERS
-        return ""
+        return dense_reason(self.settings, current.step, current.steps, current.layer, current.layers)
 
     def _plan_for(self, layout: Layout, device: torch.device) -> _Plan | None:
         """None where the pattern keeps all."""
@@ -315,6 +304,21 @@ class HostedAttention:
         if what not in self._told:
             self._told.add(what)
             self._log(f"Rushes Attention: {what}")
+
+
+def dense_reason(settings: HostedSettings, step: int, steps: int, layer: int, layers: int | None) -> str:
+    """Why a layer is to be dense in a step, both from 0, or nothing. layers: None where they are not counted yet."""
+    if step < settings.first_steps:
+        return FIRST_STEPS
+    if settings.last_steps and step >= steps - settings.last_steps:
+        return LAST_STEPS
+    if layer < settings.first_layers:
+        return FIRST_LAYERS
+    if settings.last_layers and layers is None:
+        return UNCOUNTED
+    if layers is not None and settings.last_layers and layer >= layers - settings.last_layers:
+        return LAST_LAYERS
+    return ""
 
 
 def untraced(function: Function) -> Function:

@@ -51,6 +51,11 @@ class Density:
         self.scores += scores
         self.least, self.most = min(self.least, float(shares.min())), max(self.most, float(shares.max()))
 
+    def add_all(self, scores: float) -> None:
+        """A dense call of so many scores, all heads together."""
+        self.kept += scores
+        self.scores += scores
+
     @property
     def mean(self) -> float:
         """Share of the scores that was computed; 0 before any call."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,12 +16,22 @@ from rushes.commands.making import Delivery
 from rushes.commands.options import check_output_options, output_options, read_format
 from rushes.commands.reporting import Reporter, make_reporter
 from rushes.commands.stopping import stop_on_signals
-from rushes.shot import Shot
+from rushes.shot import Shot, ShotError
+
+if TYPE_CHECKING:
+    from rushes.attention.layers import SparseAttention
 
 
 @click.command()
 @shot_options
 @output_options
+@click.option(
+    "--attention",
+    "sparse",
+    metavar="DENSITY",
+    help="Share of self-attention that is computed, such as 0.2, or fields: density=0.2,first_steps=2,last_layers=1, "
+    "window=3x3x3, tile=4x4x4; dense for all of it.",
+)
 def generate(
     prompt: tuple[str, ...],
     source: str | None,
@@ -30,6 +40,7 @@ def generate(
     device: str | None,
     as_json: bool,
     fit: bool,
+    sparse: str | None,
     **options: Any,
 ) -> None:
     """Make a clip that follows PROMPT, one sentence in quotes.
@@ -43,7 +54,7 @@ def generate(
     delivery = Delivery(outputs, overwrite, read_format(options))
     delivery.check(shot)
     with make_reporter(as_json) as reporter, making.warnings_reported(reporter):
-        shot, files, record = _make(shot, expected, delivery, device, fit, reporter)
+        shot, files, record = _make(shot, expected, delivery, device, fit, sparse, reporter)
     reporter.done(outputs, files, shot, record, time.perf_counter() - started)
 
 
@@ -53,12 +64,13 @@ def _make(
     delivery: Delivery,
     device: str | None,
     fit: bool,
+    sparse: str | None,
     reporter: Reporter,
 ) -> tuple[Shot, list[str], dict[str, Any]]:
     """The heavy half. Returns the resolved shot, the files' names and the record."""
     from rushes.engine import Engine
 
-    engine = Engine.load(shot.model, device=device)
+    engine = Engine.load(shot.model, device=device, attention=_attention(sparse, expected))
     shot = engine.resolve(shot, fit=fit)
     delivery.check(shot)
     record = engine.record(shot)
@@ -69,5 +81,21 @@ def _make(
         reporter.warning(note)
     with stop_on_signals() as stop, making.cancelled_means_stopped(stop):
         latents = engine.denoise(shot, on_progress=reporter.progress, cancel=stop.event)
+        if (report := engine.attention_report()) is not None:
+            reporter.attention(report)
         files = delivery.write(engine, latents, record, reporter, stop)
     return shot, files, record
+
+
+def _attention(text: str | None, expected: Mapping[str, Any] | None) -> SparseAttention | None:
+    """What --attention says, else what the file was made with; None for all of it. Raises ShotError."""
+    from rushes.attention.layers import SparseAttention
+
+    before = None if expected is None else expected.get("attention")
+    if text == "dense" or (text is None and before is None):
+        return None
+    try:
+        return SparseAttention.parse(text) if text is not None else SparseAttention.from_dict(before or {})
+    except (ValueError, TypeError, AttributeError) as error:
+        said = str(error) if text is not None else "the file's settings of it cannot be read; --attention is allowed"
+        raise ShotError(said if said.startswith("attention:") else f"attention: {said}") from error

@@ -61,6 +61,14 @@ class Reporter:
     def progress(self, progress: ProgressLike) -> None:
         """A step of the engine is done."""
 
+    def attention(self, report: Mapping[str, Any]) -> None:
+        """What self-attention delivered, see `SparseLayers.report`: a line on stderr, all of it for a program."""
+        layers = report["layers"]
+        dense = [f"step{'s' if len(at) > 1 else ''} {_span(at)} ({why})" for why, at in report["dense_steps"].items()]
+        parts = [f"{report['density']:.1%} of the scores in {len(layers)} layers"] if layers else []
+        parts += [f"dense in {', '.join(dense)}"] if dense else []
+        click.echo(f"rushes: attention: {'; '.join(parts)}", err=True)
+
     def done(
         self,
         outputs: Sequence[str],
@@ -90,6 +98,9 @@ class JsonReporter(Reporter):
             seconds_per_step=round(progress.seconds_per_step, 4),
             remaining=round(progress.remaining, 2),
         )
+
+    def attention(self, report: Mapping[str, Any]) -> None:
+        self._emit("attention", **report)
 
     def done(
         self,
@@ -156,6 +167,12 @@ class TerminalReporter(Reporter):
         self._bar.update(self._task, completed=progress.step, total=progress.steps, pace=pace)
         if progress.step >= progress.steps:
             self._bar.refresh()  # a phase shorter than the bar's own beat is shown too
+
+
+def _span(steps: Sequence[int]) -> str:
+    """Steps from 0, as people count them: "1" or "1-3"."""
+    first, last = min(steps) + 1, max(steps) + 1
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def make_reporter(as_json: bool) -> Reporter:

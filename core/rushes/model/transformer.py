@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ Rope = tuple[Tensor, Tensor]
 KeyValue = tuple[Tensor, Tensor]
 Pattern = TilePattern | TopK
 Grid = tuple[int, int, int]
+# (layer, pattern, q, k, v) -> out, all [batch, heads, length, head_dim], tokens in the pattern's order
+Attend = Callable[[int, Pattern, Tensor, Tensor, Tensor], Tensor]
 
 
 class Layout(NamedTuple):
@@ -34,6 +37,7 @@ class Layout(NamedTuple):
     rope: Rope
     pattern: Pattern | None = None  # what self-attention keeps; None: all of it, and tokens in the grid's order
     frames: Tensor | None = None  # [L], the latent frame of each token, where they are not in the frames' order
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # instead of our attention() over the pattern
 
 
 class Control(NamedTuple):
@@ -109,6 +113,8 @@ class SelfAttention(Attention):
         v = self.split(self.v(x)).transpose(1, 2)  # [B, heads, L, head_dim]
         q = rotate(self.split(self.norm_q(self.q(x))), layout.rope).to(v.dtype).transpose(1, 2)
         k = rotate(self.split(self.norm_k(self.k(x))), layout.rope).to(v.dtype).transpose(1, 2)
+        if layout.attend is not None:
+            return self.o(layout.attend(q, k, v).transpose(1, 2).flatten(2))
         return self.o(attention(q, k, v, pattern=layout.pattern).transpose(1, 2).flatten(2))
 
 
@@ -270,13 +276,15 @@ class Transformer(nn.Module):
         context: Context,
         control: Sequence[Control] = (),
         on_block: Callable[[int], None] | None = None,
-        pattern: Callable[[Grid], Pattern] | None = None,
+        pattern: Callable[[Grid], Pattern | None] | None = None,
+        attend: Attend | None = None,
     ) -> Tensor:
         """Velocity [B, out_channels, T, H, W] of latents [B, in_channels, T, H, W], H and W multiples of the patch.
 
         timestep: [B], or [B, T] one per latent frame, or [B, tokens]; 0 (clean) ... 1000 (noise).
         control: VACE contexts. on_block: called with the block's number before each block; it may raise to cancel.
-        pattern: makes, for the grid of tokens (T, H, W), what self-attention keeps; all of it without.
+        pattern: makes, for the grid of tokens (T, H, W), what self-attention keeps; all of it without. attend: computes
+        the self-attention of a layer over the pattern, a control layer's by the number of the one that it feeds.
         """
         x, grid = self._tokens(self.patch_embedding, latents)
         kept = pattern(grid) if pattern is not None else None
@@ -287,11 +295,14 @@ class Transformer(nn.Module):
             x = x[:, order]
             if time.shape[1] == x.shape[1]:  # a timestep for each token
                 time, time_blocks = time[:, order], time_blocks[:, order]
-        hints = self._hints(control, x, order, time_blocks, layout, context, on_block)
+        layouts = [layout] * len(self.blocks)
+        if attend is not None and kept is not None:
+            layouts = [layout._replace(attend=partial(attend, i, kept)) for i in range(len(self.blocks))]
+        hints = self._hints(control, x, order, time_blocks, layouts, context, on_block)
         for i, block in enumerate(self.blocks):
             if on_block is not None:
                 on_block(i)
-            x = block(x, time_blocks, layout, context)
+            x = block(x, time_blocks, layouts[i], context)
             for hint in hints.get(i, ()):
                 x = x + hint
         x = self.head(x, time, layout)
@@ -331,7 +342,7 @@ class Transformer(nn.Module):
         x: Tensor,
         order: Tensor | None,
         time: Tensor,
-        layout: Layout,
+        layouts: Sequence[Layout],
         context: Context,
         on_block: Callable[[int], None] | None,
     ) -> dict[int, list[Tensor]]:
@@ -346,7 +357,7 @@ class Transformer(nn.Module):
                     on_block(layer)
                 if i == 0:
                     c = block.before_proj(c) + x
-                c = block(c, time, layout, context)
+                c = block(c, time, layouts[layer], context)
                 hints.setdefault(layer, []).append(block.after_proj(c) * strength)
         return hints
 
