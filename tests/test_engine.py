@@ -258,7 +258,7 @@ def test_a_model_that_is_not_there_or_broken_is_refused(tmp_path: Path, tiny_mod
         Engine.load("nosuch")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(tiny_model.read_bytes()[:-1000])
-    with pytest.raises(ShotError, match=r"model: .*broken\.safetensors cannot be read"):
+    with pytest.raises(ShotError, match=r"model: .*broken\.safetensors is damaged"):
         Engine.load(broken)
     from safetensors.torch import save_file
 
