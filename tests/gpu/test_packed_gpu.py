@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rushes.model.blocks import FORMATS
-from rushes.model.packed import FP8, Packed, PackedEmbedding, PackedLinear
+from rushes.model.packed import FP8, HALVES, Packed, PackedEmbedding, PackedLinear, values_and_bytes
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA card here", allow_module_level=True)
@@ -20,13 +20,13 @@ CARD = torch.device("cuda", 0)
 
 
 def random_weight(kind: str, rows: int = 67, columns: int = 512) -> Packed:
-    values, size = (1, 1) if kind in FP8 else FORMATS[kind][:2]
+    values, size = values_and_bytes(kind)
     raw = torch.frombuffer(bytearray(secrets.token_bytes(rows * columns // values * size)), dtype=torch.uint8)
     scale = torch.rand(rows) if kind in FP8 else None
     return Packed(kind, raw.view(rows, -1), (rows, columns), scale)
 
 
-@pytest.mark.parametrize("kind", [*FP8, *FORMATS])
+@pytest.mark.parametrize("kind", [*FP8, *HALVES, *FORMATS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_weight_is_opened_to_the_processors_bits(kind: str, dtype: torch.dtype) -> None:
     """Any bytes, infinite and not-a-number scales among them."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rushes.model import packed as packed_module
 from rushes.model.blocks import FORMATS
-from rushes.model.packed import FP8, Packed, PackedEmbedding, PackedLinear, float_of_fp8, pack
+from rushes.model.packed import FP8, HALVES, Packed, PackedEmbedding, PackedLinear, float_of_fp8, pack
 
 
 def random_bytes(*shape: int) -> Any:
@@ -51,15 +51,15 @@ def test_every_fp8_number_is_opened_exactly(kind: str) -> None:
 
 def some_weight(kind: str, rows: int = 7) -> tuple[Packed, Tensor]:
     """A weight [rows, 512] and the same opened by another way."""
-    if kind in FP8:
-        plain = torch.randn(rows, 512).to(FP8[kind])
+    if kind in FP8 or kind in HALVES:
+        plain = torch.randn(rows, 512).to((FP8 | HALVES)[kind])
         return Packed(kind, plain.view(torch.uint8), (rows, 512)), plain.float()
     raw = gguf.quants.quantize(np.random.randn(rows, 512).astype(np.float32), gguf.GGMLQuantizationType[kind])
     opened = torch.from_numpy(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]))
     return Packed(kind, torch.from_numpy(raw), (rows, 512)), opened
 
 
-@pytest.mark.parametrize("kind", [*FP8, "Q8_0", "Q5_1", "Q4_0"])
+@pytest.mark.parametrize("kind", [*FP8, *HALVES, "Q8_0", "Q5_1", "Q4_0"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_linear_layer_gives_what_the_open_weight_gives(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -124,6 +124,33 @@ def test_weights_stay_packed_and_mapped(wan: SimpleNamespace) -> None:
     assert held / open_ == 144 / 256
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_half_while_the_work_is_in_float32(
+    wan: SimpleNamespace, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """28 GB of bfloat16 do not become 57: matrices are opened one by one, to the bits of all of them converted."""
+    opened = {}
+    for part in ("transformer", "text"):
+        path = wan.files.paths[part]
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in read(path).items()}
+        note = {"config": '{"num_heads": 2}'} if part == "transformer" else None
+        save_file(tensors, path, note)
+        opened[part] = tmp_path / path.name
+        save_file({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, opened[part], note)
+    assert torch.equal(latents(wan.files), latents(dataclasses.replace(wan.files, **opened)))
+    modules = read_modules(files_card(wan.files), torch.device("cpu"), torch.float32)
+    for part in ("transformer", "text"):
+        assert not [
+            m for m in modules[part].modules() if isinstance(m, (nn.Linear, nn.Embedding)) and m.weight.numel() > 999
+        ]
+    for other in (dtype, torch.bfloat16):  # as large as in the file: plain layers
+        modules = read_modules(files_card(wan.files), torch.device("cpu"), other)
+        assert not [m for m in modules["transformer"].modules() if isinstance(m, PackedLinear)]
+    host = SimpleNamespace(Linear=nn.Linear, Conv3d=nn.Conv3d, Embedding=nn.Embedding)
+    modules = read_modules(files_card(wan.files), torch.device("cpu"), torch.float32, host)
+    assert not [m for m in modules["text"].modules() if isinstance(m, (PackedLinear, PackedEmbedding))]
+
+
 def test_marks_beside_the_weights_may_be_of_one_layer_alone(wan: SimpleNamespace) -> None:
     """bf16, fp32 and fp8 in one file, as files of mixed precision have it."""
     tensors = read(wan.files.transformer)

@@ -135,7 +135,8 @@ class Model:
         flops = batch * shot.steps * transformer.flops(tokens)
         weights = sum(size_of(path) for path in set(self.card.paths(self.path).values()))
         peak = transformer_bytes(transformer, batch, tokens, 4) + DECODE_BYTES
-        return Work(flops, shot.frames * shot.size[0] * shot.size[1], 2 * weights + peak)
+        opened = 1 if isinstance(self.card, FilesCard) else 2  # a bundle's float16 becomes float32
+        return Work(flops, shot.frames * shot.size[0] * shot.size[1], opened * weights + peak)
 
     def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:
         """Keyframes at frames counted from 0, sealed, in order."""

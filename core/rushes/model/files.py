@@ -27,6 +27,7 @@ from rushes.model.experts import check_experts
 from rushes.model.forms import Form
 from rushes.model.loading import Modules, check_shapes, load_modules
 from rushes.model.operations import Operations
+from rushes.model.packed import kept_small
 from rushes.model.quantised import open_weights
 from rushes.model.reading import Header, Weight, load_state, read_notes
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextConfig, infer_text_config
@@ -221,7 +222,9 @@ def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, oper
         found = {ours: state[theirs] for theirs, ours in split_parts(state)[_file_part(part)].items()}
         if EMBEDDING in found:
             found.pop(TIED_EMBEDDING, None)  # the same again
-        return found
+        if operations is not nn or part not in PACKABLE:  # a host wants its layers' weights as they are worked with
+            return found
+        return {name: kept_small(t, dtype) if isinstance(t, Tensor) else t for name, t in found.items()}
 
     def refuse(part: str, reason: str) -> ShotError:
         return _refusal(part, paths[part], reason)

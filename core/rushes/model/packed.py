@@ -3,7 +3,8 @@
 """Weights that stay as small as their file has them, and the layers that open them for each use.
 
 A layer's weight is opened into the type of its input, used and forgotten: a model of 14 GB of Q8_0 takes 14 GB and one
-open layer. Everything but the weights of Linear and Embedding is opened once, when it is loaded.
+open layer, and so does one of bfloat16 that works in float32. Everything but the weights of Linear and Embedding is
+opened once, when it is loaded.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from torch import Tensor, nn
 from rushes.model.blocks import FORMATS
 
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
+_HALF_NAMES = {dtype: kind for kind, dtype in HALVES.items()}
 OPEN_VALUES = 2**20  # opened at a time, so that what lies between the bytes and the answer stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """One quantised weight.
+    """One weight as its file has it.
 
-    kind: a key of FP8 or of `blocks.FORMATS`. data: uint8 [rows, bytes of a row], a row for each index of shape[0] in
-    matrices. scale: float32 [1] or [rows], which fp8 numbers are multiplied by; None for 1.
+    kind: a key of FP8, HALVES or `blocks.FORMATS`. data: uint8 [rows, bytes of a row], as many rows as a matrix's
+    shape has. scale: float32 [1] or [rows], which fp8 numbers are multiplied by; None for 1.
     """
 
     kind: str
@@ -37,7 +40,7 @@ class Packed:
     def __post_init__(self) -> None:
         if self.data.dtype is not torch.uint8 or self.data.ndim != 2:
             raise ValueError(f"data: got {self.data.dtype} {list(self.data.shape)}; uint8 [rows, bytes] is allowed")
-        each, size = (1, 1) if self.kind in FP8 else FORMATS[self.kind][:2]
+        each, size = values_and_bytes(self.kind)
         if self.data.numel() // size * each != prod(self.shape) or self.data.shape[1] % size:
             raise ValueError(f"shape: got {list(self.shape)} for {self.data.numel()} bytes of {self.kind}")
 
@@ -47,6 +50,8 @@ class Packed:
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weight itself, in its shape. Computed in float32, then rounded once."""
+        if self.kind in HALVES:
+            return self.rows(slice(None), dtype).view(self.shape)
         out = torch.empty(
             len(self.data), prod(self.shape) // max(1, len(self.data)), dtype=dtype, device=self.data.device
         )
@@ -58,6 +63,8 @@ class Packed:
     def rows(self, index: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """[n, values of a row] of some rows. index: a slice, or int64 [n]."""
         raw = self.data[index]
+        if self.kind in HALVES:
+            return raw.view(HALVES[self.kind]).to(dtype)
         if self.kind not in FP8:
             _, size, decode = FORMATS[self.kind]
             return decode(raw.reshape(-1, size)).view(len(raw), -1).to(dtype)
@@ -66,6 +73,21 @@ class Packed:
             return numbers.to(dtype)
         scale = self.scale if len(self.scale) == 1 else self.scale[index]
         return numbers.mul_(scale[:, None]).to(dtype)
+
+
+def values_and_bytes(kind: str) -> tuple[int, int]:
+    """How many weights are in how many bytes."""
+    if kind in FORMATS:
+        return FORMATS[kind].values, FORMATS[kind].size
+    return 1, 1 if kind in FP8 else 2
+
+
+def kept_small(weight: Tensor, dtype: torch.dtype) -> Tensor | Packed:
+    """A matrix of a smaller type than the work's, to be opened for each use; anything else as it is."""
+    kind = _HALF_NAMES.get(weight.dtype)
+    if kind is None or weight.ndim != 2 or not weight.numel() or weight.itemsize >= dtype.itemsize:
+        return weight
+    return Packed(kind, weight.contiguous().view(torch.uint8), tuple(weight.shape))
 
 
 def float_of_fp8(raw: Tensor, kind: str) -> Tensor:
