@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Tree = Callable[[], "dict[str, bytes]"]
@@ -346,3 +348,15 @@ def test_what_a_shot_is_worth_is_said_once(rushes: Run, tiny_model: Path) -> Non
     (warning,) = [line for line in done.stderr.splitlines() if "warning" in line]
     assert warning.endswith("frames: tiny was trained on up to 33 frames; expect drift in a clip of 37")
     assert "warning" not in _made(rushes, *command, "--frames", "33").stderr
+
+
+def test_loras_that_are_not_on_the_model_now_are_named(rushes: Run, tmp_path: Path, tiny_model: Path) -> None:
+    """ComfyUI's nodes name them in the record, and put them on in their own way."""
+    _made(rushes, "generate", PROMPT, "-o", "a.safetensors", "--model", str(tiny_model))
+    with safe_open(tmp_path / "a.safetensors", "np") as file:
+        record, latents = json.loads(file.metadata()["rushes"]), file.get_tensor("latents")
+    record["model"]["loras"] = [{"name": "style.safetensors", "sha256": "0" * 64, "strength": 0.5}]
+    save_file({"latents": latents}, tmp_path / "b.safetensors", {"rushes": json.dumps(record)})
+    again = _made(rushes, "generate", "--from", "b.safetensors", "-o", "c.safetensors")
+    assert "was made with LoRAs (style.safetensors), which are not on the model now" in again.stderr
+    assert "--lora FILE:STRENGTH puts them on" in again.stderr

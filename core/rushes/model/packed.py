@@ -21,7 +21,9 @@ from rushes.model.blocks import FORMATS
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _HALF_NAMES = {dtype: kind for kind, dtype in HALVES.items()}
-OPEN_VALUES = 2**20  # opened at a time, so that what lies between the bytes and the answer stays in the cache
+# Opened at a time: on the processor what lies between the bytes and the answer stays in the cache, so many at most; a
+# card wants few large calls, and has room for them
+OPEN_VALUES, OPEN_VALUES_ON_CARDS = 2**20, 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,8 @@ class Packed:
         out = torch.empty(
             len(self.data), prod(self.shape) // max(1, len(self.data)), dtype=dtype, device=self.data.device
         )
-        step = max(1, OPEN_VALUES // max(1, out.shape[1]))
+        most = OPEN_VALUES if self.data.device.type == "cpu" else OPEN_VALUES_ON_CARDS
+        step = max(1, most // max(1, out.shape[1]))
         for start in range(0, len(out), step):
             out[start : start + step] = self.rows(slice(start, start + step), dtype)
         return out.view(self.shape)

@@ -93,7 +93,8 @@ def _needs_of_rushes() -> list[str]:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.S | re.M)
     assert block is not None
-    needs = [json.loads(line.strip().rstrip(",")) for line in block[1].splitlines() if line.strip()]
+    read = json.JSONDecoder().raw_decode  # up to the end of the text: a comment may follow
+    needs = [read(line.strip())[0] for line in block[1].splitlines() if line.strip()]
     return [need for need in needs if not need.startswith("torch")]
 
 
