@@ -14,7 +14,6 @@ from torch import Tensor
 from rushes.control import read_contexts
 from rushes.model.bundle import Card
 from rushes.model.clip import clip_pixels
-from rushes.model.files import FilesCard
 from rushes.model.loading import Modules
 from rushes.model.memory import clip_bytes, encode_bytes
 from rushes.model.transformer import Control as Context
@@ -52,7 +51,7 @@ class Conditioner:
     def read(self, shot: Shot, before: Tensor | None, tell: OnProgress) -> Conditions:
         """The conditions of a shot that may go on from latents `before` [1, C, n, h, w]. Raises ShotError."""
         start = None if before is None else self._start(before, shot)
-        kind = self._card.form.kind if isinstance(self._card, FilesCard) else "frames"
+        kind = self._card.kind
         if kind in ("image", "ends"):
             return self._image(shot, start, tell)
         if kind == "control":

@@ -20,6 +20,7 @@ from rushes.jobs.plan import describe_bytes
 from rushes.shot import ShotError, format_guidance
 
 if TYPE_CHECKING:
+    from rushes.model.bundle import Card
     from rushes.model.catalog import Model
     from rushes.model.shelf import Entry
 
@@ -138,16 +139,27 @@ def _rows(model: Model, facts: dict[str, Any]) -> list[tuple[str, str]]:
     words = [("words", f"{len(card.vocabulary)}: {', '.join(sorted(card.vocabulary))}")] if card.vocabulary else []
     return [
         ("model", card.name),
+        *([("form", card.form_name)] if card.form_name else []),
+        ("takes", card.takes),
         *((part, f"{path}, {describe_bytes(Path(path).stat().st_size)}") for part, path in facts["files"].items()),
         *([("SHA-256", facts["sha256"])] if "sha256" in facts else []),
         ("default", f"{facts['frames']} frames, {size} at {rate} fps, {facts['steps']} steps"),
-        ("guidance", format_guidance(card.defaults.guidance)),
-        ("schedule", f"{card.defaults.schedule}, shift {card.defaults.shift:g}, solver {card.defaults.solver}"),
+        ("guidance", format_guidance(card.defaults.guidance) + (" (high, low noise)" if card.boundary else "")),
+        ("schedule", f"{card.defaults.schedule}, shift {_shifts(card)}, solver {card.defaults.solver}"),
+        *([("negative", card.defaults.negative)] if card.defaults.negative else []),
         ("size", f"multiples of {card.pixel_step}, up to {card.max_pixels} pixels in area"),
         ("frames", f"{facts['frame_step']}n+1 up to {card.max_frames}; trained on up to {card.trained_frames}"),
         *words,
         *((f"training {key}", str(value)) for key, value in card.training.items()),
     ]
+
+
+def _shifts(card: Card) -> str:
+    """One shift, or that of each trained size where they differ."""
+    found = {f"{width}x{height}": card.shift((width, height)) for width, height in card.trained_sizes}
+    if len(set(found.values())) == 1:
+        return f"{card.shift(card.defaults.size):g}"
+    return ", ".join(f"{shift:g} at {size}" for size, shift in found.items())
 
 
 def _facts(name: str, model: Model) -> dict[str, Any]:
@@ -167,6 +179,14 @@ def _facts(name: str, model: Model) -> dict[str, Any]:
         "fps": defaults.fps,
         "steps": defaults.steps,
         "guidance": defaults.guidance,
+        "negative": defaults.negative,
+        "schedule": defaults.schedule,
+        "shift": card.shift(defaults.size),
+        "solver": defaults.solver,
+        "form": card.form_name,
+        "kind": card.kind,
+        "takes": card.takes,
+        "trained_sizes": [list(size) for size in card.trained_sizes],
         "size_step": card.pixel_step,
         "frame_step": card.vae.temporal_factor,
         "max_frames": card.max_frames,

@@ -125,8 +125,24 @@ class Card:
             "name": self.name, "size": list(defaults.size), "size_step": self.pixel_step, "max_pixels": self.max_pixels,
             "frames": defaults.frames, "frames_step": self.vae.temporal_factor, "max_frames": self.max_frames,
             "trained_frames": self.trained_frames, "fps": defaults.fps, "steps": defaults.steps,
-            "guidance": defaults.guidance, "negative": defaults.negative,
+            "guidance": defaults.guidance, "negative": defaults.negative, "form": self.form_name,
+            "kind": self.kind, "takes": self.takes,
         }  # fmt: skip
+
+    @property
+    def form_name(self) -> str:
+        """Which published model it has the shape of; "" for one of our own."""
+        return ""
+
+    @property
+    def kind(self) -> str:
+        """What it is given beside words, see `forms.Kind`."""
+        return "frames"
+
+    @property
+    def takes(self) -> str:
+        """The same in words."""
+        return "words, and keyframes at any frame"
 
     @property
     def parts(self) -> tuple[str, ...]:

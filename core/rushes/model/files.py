@@ -131,6 +131,18 @@ class FilesCard(Card):
         return tuple(self.files.paths)
 
     @property
+    def form_name(self) -> str:
+        return self.form.name
+
+    @property
+    def kind(self) -> str:
+        return self.form.kind
+
+    @property
+    def takes(self) -> str:
+        return self.form.takes
+
+    @property
     def vision(self) -> ClipVisionConfig | None:
         return self.clip
 

@@ -18,6 +18,13 @@ from rushes.shot import Control, ShotError
 Kind = Literal["text", "frames", "image", "ends", "control"]
 Size = tuple[int, int]
 
+TAKES = {  # beside words, for people
+    "text": "words; a keyframe is forced on it",
+    "frames": "words, and keyframes at any frame",
+    "image": "a picture at frame 0",
+    "ends": "a picture at frame 0 and one at the last frame",
+    "control": "words, keyframes at any frame, control passes with masks, and references",
+}
 MASK_CHANNELS = 4  # that image-to-video models read beside the noisy latent and the pictures' latent
 SMALL = 832 * 480  # pixels up to which Wan 2.1 image-to-video takes its lower shift
 # `sample_neg_prompt` of Wan's own shared_config.py: Wan gives it to every model where the user gives none.
@@ -38,6 +45,11 @@ class Form:
     sizes: tuple[Size, ...]
     small_shift: float | None = None
     boundary: float | None = None
+
+    @property
+    def takes(self) -> str:
+        """What it is given, in words."""
+        return TAKES[self.kind] + (", and one at the last frame" if self.kind == "image" and self.boundary else "")
 
     def shift(self, size: Size) -> float:
         """What Wan sets for a clip of that size."""
