@@ -6,6 +6,8 @@ steps in float32, latents compared."""
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -456,3 +458,20 @@ def test_bad_options_are_one_sentence(rushes: Make, options: list[str], sentence
     done = rushes("generate", WORDS, "-o", "a.mp4", *options)
     assert done.returncode == 2 and done.stdout == ""
     assert sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_models_show_tells_a_form_and_its_settings(tiny_wan: Make, rushes: Make) -> None:
+    """Which it is, what it takes, and every number that a shot gets where it does not say; as JSON too."""
+    experts = tiny_wan(names=EXPERTS, **IMAGE).files
+    done = rushes("models", "show", str(experts.transformer))
+    assert done.returncode == 0, done.stderr
+    for row in (
+        r"form +Wan 2\.2 I2V A14B", r"takes +a picture at frame 0, and one at the last frame",
+        r"guidance +3\.5,3\.5 \(high, low noise\)", r"schedule +wan_unipc, shift 5, solver unipc",
+        r"negative +色调艳丽", r"default +81 frames, 832x480 at 16 fps, 40 steps",
+    ):  # fmt: skip
+        assert re.search(rf"^{row}", done.stdout, re.MULTILINE), row
+    clip = tiny_wan(**CLIP).files
+    assert "shift 3 at 832x480, 5 at 1280x720" in rushes("models", "show", str(clip.transformer)).stdout
+    facts = json.loads(rushes("models", "show", str(clip.transformer), "--json").stdout)
+    assert (facts["form"], facts["kind"], facts["shift"], facts["steps"]) == ("Wan 2.1 I2V", "image", 3.0, 40)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rushes.model import forms
 from rushes.model.bundle import Card
-from rushes.model.checkpoint import Part, split_parts, strip_prefix
+from rushes.model.checkpoint import Part, split_parts
 from rushes.model.clip import ClipVisionConfig, infer_clip_config
 from rushes.model.config import Shapes, TransformerConfig, VAEConfig, infer_transformer_config, infer_vae_config
 from rushes.model.experts import check_experts
@@ -29,12 +29,12 @@ from rushes.model.loading import Modules, check_shapes, load_modules
 from rushes.model.operations import Operations
 from rushes.model.packed import kept_small
 from rushes.model.quantised import open_weights
-from rushes.model.reading import Header, Weight, load_state, read_notes
+from rushes.model.reading import Header, Weight
+from rushes.model.spelling import SPIECE, has_tokenizer, read_tokenizer, tokenizer_file
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextConfig, infer_text_config
-from rushes.model.tokenizer import GGUF_PREFIX, Tokenizer, UnigramTokenizer
+from rushes.model.tokenizer import Tokenizer
 from rushes.shot import Control, ShotError
 
-SPIECE = "spiece_model"  # sentencepiece's model, as ComfyUI's text encoder files carry it
 MAX_PIXELS = 2048 * 2048
 ROPE_FRAMES = 1024  # latent frames that Wan's position table has
 
@@ -116,7 +116,7 @@ class FilesCard(Card):
     def tokenizer(self) -> Tokenizer:
         """The text file's own, else the tokenizer.json beside it. Raises ShotError where there is none that fits."""
         try:
-            found = _tokenizer(self.files.text, self.transformer.text_len)
+            found = read_tokenizer(self.files.text, self.transformer.text_len)
         except ShotError as error:
             raise _about("text", error) from error
         if found.vocab_size > self.text.vocab_size:
@@ -382,25 +382,3 @@ def _check_pairs(files: ModelFiles, transformer: TransformerConfig, text: TextCo
             f"text: got {files.text.name} with {text.dim} values a token, and {files.transformer.name} reads "
             f"{transformer.text_dim}; {EXPECTED['text']} is expected"
         )
-
-
-def has_tokenizer(header: Header) -> bool:
-    """Whether a text encoder's file brings its own: ComfyUI's in a tensor, GGUF in its notes."""
-    return SPIECE in strip_prefix(header.shapes).values() or f"{GGUF_PREFIX}model" in header.metadata
-
-
-def _tokenizer(text: Path, max_tokens: int) -> UnigramTokenizer:
-    if text.suffix == ".gguf" and f"{GGUF_PREFIX}model" in (notes := read_notes(text)):
-        return UnigramTokenizer.from_gguf(notes, max_tokens)
-    state = load_state(text)
-    inside = next((name for name, bare in strip_prefix(state).items() if bare == SPIECE), None)
-    pieces = state[inside] if inside is not None else None
-    if isinstance(pieces, Tensor):
-        return UnigramTokenizer.from_sentencepiece(bytes(pieces.numpy()), max_tokens)
-    return UnigramTokenizer.from_file(tokenizer_file(text) or text.with_name("tokenizer.json"), max_tokens)
-
-
-def tokenizer_file(text: Path) -> Path | None:
-    """tokenizer.json in the text encoder's folder, or where Wan's and diffusers' folders have it."""
-    places = (text.parent, text.parent / "google" / "umt5-xxl", text.parent.parent / "tokenizer")
-    return next((path for place in places if (path := place / "tokenizer.json").is_file()), None)

@@ -18,11 +18,12 @@ from typing import Any
 from rushes.model import added
 from rushes.model.bundle import SHIPPED, bundle_path, read_card
 from rushes.model.experts import other_name
-from rushes.model.files import EXPECTED, FOLDERS, VAE_FILES, ModelFiles, files_card, tokenizer_file
+from rushes.model.files import EXPECTED, FOLDERS, VAE_FILES, ModelFiles, files_card
 from rushes.model.names import own_name, slug
 from rushes.model.offers import Source
 from rushes.model.places import Place, comfyui_place, is_comfyui, usual_places, weights_in
 from rushes.model.sightings import Memory, Sighting, sight, stamp
+from rushes.model.spelling import tokenizer_file
 from rushes.shot import ShotError
 
 ORIGINS = ("shipped", "added", "comfyui", "hub")

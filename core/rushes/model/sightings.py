@@ -19,9 +19,10 @@ from rushes.model.checkpoint import split_parts
 from rushes.model.clip import infer_clip_config
 from rushes.model.config import Shapes, TransformerConfig, infer_transformer_config, infer_vae_config
 from rushes.model.experts import level
-from rushes.model.files import KINDS, has_tokenizer
+from rushes.model.files import KINDS
 from rushes.model.forms import reads_pictures
 from rushes.model.reading import Header, files_of, read_header
+from rushes.model.spelling import has_tokenizer
 from rushes.model.text import infer_text_config
 from rushes.shot import ShotError
 
