@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from rushes._version import __version__
+from rushes.commands.launched import find_place
 from rushes.commands.stopping import Stopped
 from rushes.shot import ShotError
 
@@ -153,7 +154,10 @@ def _explain_usage(error: click.ClickException) -> str:
 
 def _fail(status: int, message: str, *, as_json: bool) -> int:
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    if as_json:
+    place = find_place()
+    if place is not None and not place.leads:
+        line = f"process {place.rank}: {line}"
+    elif as_json:
         click.echo(json.dumps({"event": "failed", "exit": int(status), "message": line}))
     click.echo(f"rushes: {line}", err=True)
     return int(status)

@@ -40,6 +40,7 @@ from rushes.model.memory import (
     transformer_bytes,
 )
 from rushes.model.operations import Operations
+from rushes.model.parallel import Team
 from rushes.model.preview import SIDE, fit_preview
 from rushes.model.shelf import look as look
 from rushes.progress import (
@@ -99,10 +100,11 @@ class Engine(Model):
         decode_memory: int | None = None,
         prepare: Prepare | None = None,
         attention: HostedSettings | None = None,
+        team: Team | None = None,
     ) -> None:
         super().__init__(model.card, model.path, model._tokenizer)
         self.device, self.dtype = device, dtype
-        self._decode_memory, self._prepare = decode_memory, prepare
+        self._decode_memory, self._prepare, self._team = decode_memory, prepare, team
         self._modules = modules
         self._conditioner = Conditioner(model.card, modules, self._ready, device, dtype)
         self._attention = attention
@@ -119,6 +121,7 @@ class Engine(Model):
         operations: Operations | None = None,
         prepare: Prepare | None = None,
         attention: HostedSettings | None = None,
+        team: Team | None = None,
     ) -> Engine:
         """Load a model: a name on the shelf, its folder or file, or Wan's files.
 
@@ -129,8 +132,10 @@ class Engine(Model):
         For a host that manages memory: operations is the namespace (torch.nn when None) whose Linear, Conv3d and
         Embedding the transformer and the text encoder are made of. prepare(part, bytes) is called before one of
         `parts` works on the device, with the bytes of activations to expect; the weights are
-        then loaded to the CPU and it is for the host to move them. Raises ShotError for a model or device that is not
-        there.
+        then loaded to the CPU and it is for the host to move them.
+        team: the processes, from `rushes.model.parallel.joined`, that denoise together; each loads the model, all make
+        the same calls of `denoise`, and each gets the latents.
+        Raises ShotError for a model or device that is not there.
         """
         place, kind, layers = find_device(device), dtype or torch.float32, operations or nn
         rest = place if prepare is None else torch.device("cpu")
@@ -138,11 +143,13 @@ class Engine(Model):
         if (card := shelf.card).defaults.solver not in SOLVERS:
             raise ShotError(f"solver: got {card.defaults.solver!r}; {' or '.join(SOLVERS)} is allowed")
         schedule(card.defaults.schedule, 4, card.defaults.shift)  # refuses a name or a shift that it does not allow
+        if team is not None:
+            team.check_heads(card.transformer.heads)
         if isinstance(card, FilesCard):
             modules = files.read_modules(card, rest, kind, layers)
         else:
             modules = bundle.read_modules(shelf.path, card, rest, kind, layers)
-        return cls(shelf, modules, place, kind, decode_memory, prepare, attention)
+        return cls(shelf, modules, place, kind, decode_memory, prepare, attention, team)
 
     def resolve(self, shot: Shot, fit: bool = False, continues: bool = False) -> Shot:
         """As `Model.resolve`, and with the digests of footage. Raises ShotError for footage that has changed."""
@@ -202,9 +209,12 @@ class Engine(Model):
         on_preview(step, frames): after each step, the clip as it stands, [latent_frames, h, w, 3] in latent resolution.
         cancel: looked at before every transformer block. before: latents [1, channels, n, h, w], from `encode`, that
         the clip begins with; it goes on from there. on_state: gets, after each step, what `resume` takes to go on after
-        an interruption; the shot must be the same. Raises Cancelled, ShotError.
+        an interruption; the shot must be the same. Of a team, the first process's shot is made, and a cancel of any
+        holds for all. Raises Cancelled, ShotError; TeamError when another process of the team is lost.
         """
         shot = self.resolve(shot, continues=before is not None)
+        if self._team is not None:
+            shot, cancel = self._team.lead(shot), self._team.agree(cancel)
         assert shot.size is not None and shot.frames is not None and shot.steps is not None
         if shot.loras and self._prepare is not None:
             raise ShotError("lora: got one in a host that moves the weights; the host's own LoRAs are allowed there")
@@ -226,7 +236,7 @@ class Engine(Model):
             self._sparse = SparseLayers(self._attention, self.card.transformer.layers, shot.steps)
         velocity = GuidedVelocity(
             self._modules, features, given, shot.guidance_pair, self.card.boundary,
-            lambda part: self._enter(part, memory, shot), cancel, self._sparse,
+            lambda part: self._enter(part, memory, shot), cancel, self._sparse, self._team,
         )  # fmt: skip
         plan = schedule(settings.schedule, shot.steps, settings.shift)
         at = resume or Denoising(0, noise, ())

@@ -13,6 +13,7 @@ from torch import Tensor
 from rushes.attention.layers import SparseLayers
 from rushes.conditions import Conditions
 from rushes.model.loading import Modules
+from rushes.model.parallel import Team
 from rushes.model.text import summarize
 from rushes.model.transformer import Context, Control, Transformer
 from rushes.progress import Cancel, Cancelled
@@ -28,6 +29,7 @@ class GuidedVelocity:
     features: text of the prompt and, where guidance is on, of the negative prompt, [1, text_len, text_dim] each.
     guidance: of the high-noise and the low-noise expert. boundary: a sigma; None for one transformer.
     enter: called with the part's name before its first work. sparse: of self-attention, None for all of it.
+    team: the processes that share the work.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class GuidedVelocity:
         enter: Callable[[str], None],
         cancel: Cancel | None,
         sparse: SparseLayers | None = None,
+        team: Team | None = None,
     ) -> None:
-        self._sparse = sparse
+        self._sparse, self._team = sparse, team
         self._modules, self._features, self._given = modules, features, given
         self._guidance = {HIGH: guidance[0], LOW: guidance[1]}
         self._boundary, self._enter, self._cancel = boundary, enter, cancel
@@ -67,7 +70,7 @@ class GuidedVelocity:
         transformer = self._modules.transformer(part)
         guidance = self._guidance[part]
         cond, uncond = self._contexts(transformer, guidance > 1)
-        predict = Predict(transformer, self._given, self._cancel, self._sparse)
+        predict = Predict(transformer, self._given, self._cancel, self._sparse, self._team)
         return classifier_free(predict, cond, uncond, guidance, join=Context.join)
 
     def _contexts(self, transformer: Transformer, is_guided: bool) -> tuple[Context, Context | None]:
@@ -84,9 +87,14 @@ class Predict:
     """The transformer as guidance calls it; looks at the cancel event before every block."""
 
     def __init__(
-        self, transformer: Transformer, given: Conditions, cancel: Cancel | None, sparse: SparseLayers | None = None
+        self,
+        transformer: Transformer,
+        given: Conditions,
+        cancel: Cancel | None,
+        sparse: SparseLayers | None = None,
+        team: Team | None = None,
     ) -> None:
-        self._transformer, self._given, self._cancel = transformer, given, cancel
+        self._transformer, self._given, self._cancel, self._team = transformer, given, cancel, team
         self._pattern = None if sparse is None else sparse.pattern
         self._attend = None if sparse is None else sparse.attend
 
@@ -94,7 +102,7 @@ class Predict:
         if (channels := self._given.channels) is not None:
             x = torch.cat((x, channels.to(x).expand(len(x), -1, -1, -1, -1)), dim=1)
         control = [Control(latents.to(x).expand(len(x), -1, -1, -1, -1), how) for latents, how in self._given.control]
-        return self._transformer(x, timesteps, context, control, self._check, self._pattern, self._attend)
+        return self._transformer(x, timesteps, context, control, self._check, self._pattern, self._attend, self._team)
 
     def _check(self, block: int) -> None:
         if self._cancel is not None and self._cancel.is_set():

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rushes.commands import making
 from rushes.commands.asking import read_shot, shot_options
+from rushes.commands.launched import Place, find_place
 from rushes.commands.making import Delivery
 from rushes.commands.options import check_output_options, output_options, read_format
 from rushes.commands.reporting import Reporter, make_reporter
@@ -53,8 +55,12 @@ def generate(
     shot, expected = read_shot(prompt, source, options)
     delivery = Delivery(outputs, overwrite, read_format(options))
     delivery.check(shot)
-    with make_reporter(as_json) as reporter, making.warnings_reported(reporter):
-        shot, files, record = _make(shot, expected, delivery, device, fit, sparse, reporter)
+    place = find_place()
+    with (
+        make_reporter(as_json, silent=place is not None and not place.leads) as reporter,
+        making.warnings_reported(reporter),
+    ):
+        shot, files, record = _make(shot, expected, delivery, device, fit, sparse, reporter, place)
     reporter.done(outputs, files, shot, record, time.perf_counter() - started)
 
 
@@ -66,24 +72,30 @@ def _make(
     fit: bool,
     sparse: str | None,
     reporter: Reporter,
+    place: Place | None,
 ) -> tuple[Shot, list[str], dict[str, Any]]:
     """The heavy half. Returns the resolved shot, the files' names and the record."""
     from rushes.engine import Engine
+    from rushes.model.parallel import joined
 
-    engine = Engine.load(shot.model, device=device, attention=_attention(sparse, expected))
-    shot = engine.resolve(shot, fit=fit)
-    delivery.check(shot)
-    record = engine.record(shot)
-    if expected is not None:
-        making.warn_of_other_model(expected, record, reporter)
-    making.warn_of_unknown_words(record["unknown_words"], record["model"]["name"], reporter)
-    for note in engine.notes(shot):
-        reporter.warning(note)
-    with stop_on_signals() as stop, making.cancelled_means_stopped(stop):
-        latents = engine.denoise(shot, on_progress=reporter.progress, cancel=stop.event)
-        if (report := engine.attention_report()) is not None:
-            reporter.attention(report)
-        files = delivery.write(engine, latents, record, reporter, stop)
+    if place is not None:
+        device = place.device(device)
+    with nullcontext() if place is None else joined(place.rank, place.size) as team:
+        engine = Engine.load(shot.model, device=device, attention=_attention(sparse, expected), team=team)
+        shot = engine.resolve(shot, fit=fit)
+        delivery.check(shot)
+        record = engine.record(shot)
+        if expected is not None:
+            making.warn_of_other_model(expected, record, reporter)
+        making.warn_of_unknown_words(record["unknown_words"], record["model"]["name"], reporter)
+        for note in engine.notes(shot):
+            reporter.warning(note)
+        with stop_on_signals() as stop, making.cancelled_means_stopped(stop):
+            latents = engine.denoise(shot, on_progress=reporter.progress, cancel=stop.event)
+            if (report := engine.attention_report()) is not None:
+                reporter.attention(report)
+            leads = team is None or team.leads
+            files = delivery.write(engine, latents, record, reporter, stop) if leads else []
     return shot, files, record
 
 

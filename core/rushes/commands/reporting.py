@@ -116,6 +116,16 @@ class JsonReporter(Reporter):
         click.echo(json.dumps({"event": event, **fields}))  # ASCII; click.echo flushes
 
 
+class SilentReporter(Reporter):
+    """For processes that help another one, which tells."""
+
+    def warning(self, message: str, **fields: Any) -> None:
+        """The leading process has the same to say."""
+
+    def done(self, *_: Any, **__: Any) -> None:
+        """Nothing was written here."""
+
+
 class TerminalReporter(Reporter):
     """A bar on stderr that goes away when the command ends."""
 
@@ -175,8 +185,10 @@ def _span(steps: Sequence[int]) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def make_reporter(as_json: bool) -> Reporter:
+def make_reporter(as_json: bool, silent: bool = False) -> Reporter:
     """The reporter for this process: JSON if asked for, a bar if stderr is a terminal, else the quiet one."""
+    if silent:
+        return SilentReporter()
     if as_json:
         return JsonReporter()
     return TerminalReporter() if sys.stderr.isatty() else Reporter()

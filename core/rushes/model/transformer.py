@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rushes.attention import TilePattern, TopK, attention
 from rushes.model.config import TransformerConfig
 from rushes.model.operations import Operations
+from rushes.model.parallel import Team
 from rushes.model.rope import rope_table, rotate
 
 Rope = tuple[Tensor, Tensor]
@@ -38,6 +39,8 @@ class Layout(NamedTuple):
     pattern: Pattern | None = None  # what self-attention keeps; None: all of it, and tokens in the grid's order
     frames: Tensor | None = None  # [L], the latent frame of each token, where they are not in the frames' order
     attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # instead of our attention() over the pattern
+    team: Team | None = None  # the processes that share the tokens; all above but the pattern is of this one's own
+    tokens: int = 0  # of the whole grid
 
 
 class Control(NamedTuple):
@@ -113,9 +116,9 @@ class SelfAttention(Attention):
         v = self.split(self.v(x)).transpose(1, 2)  # [B, heads, L, head_dim]
         q = rotate(self.split(self.norm_q(self.q(x))), layout.rope).to(v.dtype).transpose(1, 2)
         k = rotate(self.split(self.norm_k(self.k(x))), layout.rope).to(v.dtype).transpose(1, 2)
-        if layout.attend is not None:
-            return self.o(layout.attend(q, k, v).transpose(1, 2).flatten(2))
-        return self.o(attention(q, k, v, pattern=layout.pattern).transpose(1, 2).flatten(2))
+        attend = layout.attend or partial(attention, pattern=layout.pattern)
+        out = attend(q, k, v) if layout.team is None else layout.team.attend(q, k, v, layout.tokens, attend)
+        return self.o(out.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(Attention):
@@ -278,6 +281,7 @@ class Transformer(nn.Module):
         on_block: Callable[[int], None] | None = None,
         pattern: Callable[[Grid], Pattern | None] | None = None,
         attend: Attend | None = None,
+        team: Team | None = None,
     ) -> Tensor:
         """Velocity [B, out_channels, T, H, W] of latents [B, in_channels, T, H, W], H and W multiples of the patch.
 
@@ -285,15 +289,19 @@ class Transformer(nn.Module):
         control: VACE contexts. on_block: called with the block's number before each block; it may raise to cancel.
         pattern: makes, for the grid of tokens (T, H, W), what self-attention keeps; all of it without. attend: computes
         the self-attention of a layer over the pattern, a control layer's by the number of the one that it feeds.
+        team: processes that share the tokens and all make this call; each gets the whole answer.
         """
         x, grid = self._tokens(self.patch_embedding, latents)
+        tokens = x.shape[1]
         kept = pattern(grid) if pattern is not None else None
         order = torch.from_numpy(kept.order()).to(x.device) if kept is not None else None
+        if team is not None:
+            order = team.rows(torch.arange(tokens, device=x.device) if order is None else order)
         time, time_blocks = self._time(timestep, context.pooled, x.dtype)
-        layout = self._layout(grid, kept, order, x.device, of_frames=1 < time.shape[1] < x.shape[1])
+        layout = self._layout(grid, kept, order, x.device, of_frames=1 < time.shape[1] < tokens, team=team)
         if order is not None:
             x = x[:, order]
-            if time.shape[1] == x.shape[1]:  # a timestep for each token
+            if time.shape[1] == tokens:  # a timestep for each token
                 time, time_blocks = time[:, order], time_blocks[:, order]
         layouts = [layout] * len(self.blocks)
         if attend is not None and kept is not None:
@@ -306,16 +314,23 @@ class Transformer(nn.Module):
             for hint in hints.get(i, ()):
                 x = x + hint
         x = self.head(x, time, layout)
+        x = x if team is None else team.gather(x, tokens)
         return self._unpatchify(x if kept is None else x[:, torch.from_numpy(kept.inverse()).to(x.device)], grid)
 
     def _layout(
-        self, grid: Grid, pattern: Pattern | None, order: Tensor | None, device: torch.device, of_frames: bool
+        self,
+        grid: Grid,
+        pattern: Pattern | None,
+        order: Tensor | None,
+        device: torch.device,
+        of_frames: bool,
+        team: Team | None,
     ) -> Layout:
         cosines, sines = rope_table(grid, self.config.rope_dims, device)
-        if pattern is None or order is None:
+        if order is None:
             return Layout((cosines, sines))
         frames = order // (grid[1] * grid[2]) if of_frames else None
-        return Layout((cosines[order], sines[order]), pattern, frames)
+        return Layout((cosines[order], sines[order]), pattern, frames, team=team, tokens=len(cosines))
 
     def _tokens(self, embedding: nn.Conv3d, latents: Tensor) -> tuple[Tensor, Grid]:
         x = embedding(latents.to(self.dtype))  # [B, dim, T, H, W]
