@@ -126,6 +126,8 @@ def write_gguf(
                 if has_note:
                     writer.add_array(f"comfy.gguf.orig_shape.{name}", list(flat.shape))
                 flat = flat.reshape(flat.shape[0], -1)
+            elif not has_note and flat.shape[0] == 1:  # as llama.cpp's own quantiser writes it
+                flat = flat[0]
             writer.add_tensor(renamed[name], flat)
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()

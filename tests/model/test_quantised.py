@@ -92,11 +92,13 @@ def test_a_gguf_text_encoder_brings_its_tokenizer(
     assert torch.equal(latents(files), latents(reference(wan.files, "text", opened, tmp_path)))
 
 
-def test_a_convolution_that_was_flattened_without_a_note_is_known_by_its_bias(wan: SimpleNamespace) -> None:
+def test_dimensions_that_were_dropped_without_a_note_are_known(wan: SimpleNamespace) -> None:
+    """Those of a convolution by its bias, and those of 1 by the name."""
     noted, _ = write_gguf(wan.files.transformer, "Q8_0")
     found = latents(dataclasses.replace(wan.files, transformer=noted))
     silent, _ = write_gguf(wan.files.transformer, "Q8_0", has_note=False)
-    assert open_weights(silent).header.shapes["patch_embedding.weight"] == (256, 16, 1, 2, 2)
+    shapes = open_weights(silent).header.shapes
+    assert shapes["patch_embedding.weight"] == (256, 16, 1, 2, 2) and shapes["blocks.1.modulation"] == (1, 6, 256)
     assert torch.equal(found, latents(dataclasses.replace(wan.files, transformer=silent)))
 
 

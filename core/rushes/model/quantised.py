@@ -31,6 +31,7 @@ READ = (*PLAIN, *FP8, *FORMATS)
 ALLOWED = "fp32, bf16, fp16, fp8 (plain or scaled) or GGUF (Q4_0 to Q8_0, Q2_K to Q6_K) is allowed"
 
 PATCH = (1, 2, 2)  # of Wan's tokens, in latent cells
+_ONE_IN_FRONT = ("modulation", "scale_shift_table", "emb_pos")  # tensors whose first dimension is 1
 
 _NOTE = "_quantization_metadata"
 _SCALES = ("scale_weight", "weight_scale")
@@ -112,15 +113,15 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def _unflattened(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """With the five dimensions of the convolutions that embed patches, of which ggml's writers keep four or fewer."""
+    """With the dimensions that ggml's writers drop: beyond the fourth, and those of 1 in front of all others."""
     found = dict(shapes)
     for name, shape in shapes.items():
+        if name.endswith(_ONE_IN_FRONT) and len(shape) == 2:
+            found[name] = (1, *shape)
         dim = shapes.get(f"{name.removesuffix('.weight')}.bias", (0,))[0]
-        if not name.endswith("patch_embedding.weight") or len(shape) == 5 or not dim:
-            continue
-        each = dim * prod(PATCH)
-        if prod(shape) % each == 0:
-            found[name] = (dim, prod(shape) // each, *PATCH)
+        if name.endswith("patch_embedding.weight") and len(shape) != 5 and dim:
+            inputs, rest = divmod(prod(shape), dim * prod(PATCH))
+            found[name] = shape if rest else (dim, inputs, *PATCH)
     return found
 
 
