@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rushes.media import open_outputs, read_frames
+from rushes.media import WriteError, open_outputs, read_frames
 
 SIZE = (320, 180)
 FRAME_MB = SIZE[0] * SIZE[1] * 12 / 1e6  # one in float32
@@ -102,3 +102,40 @@ def test_a_float_plate_in_dwaa_is_written_in_constant_memory(tmp_path: Path, mak
     )
     assert len(list(tmp_path.glob("220.*.exr"))) == 220
     assert many - few < 120 * FRAME_MB / 4
+
+
+def test_openexrs_threads_are_as_before_however_a_plate_ends(
+    tmp_path: Path, make_record: Any, make_frames: Any
+) -> None:
+    """They are one setting for the whole process, and a host may have its own: after success, failure and cancel."""
+    import OpenImageIO as oiio  # noqa: N813 - the field's name for it
+
+    def threads() -> int:
+        return oiio.get_int_attribute("exr_threads")
+
+    before = threads()
+    oiio.attribute("exr_threads", 3)
+    try:
+        names = [tmp_path / "a.%04d.exr", tmp_path / "b.%04d.exr"]
+        with open_outputs(names, make_record(3)) as outputs:  # two at once
+            outputs.write(make_frames(3))
+        assert threads() == 3
+        with (
+            pytest.raises(RuntimeError, match="cancelled"),
+            open_outputs([tmp_path / "c.%04d.exr"], make_record(3)) as o,
+        ):
+            o.write(make_frames(2))
+            raise RuntimeError("cancelled")
+        assert threads() == 3
+        with open_outputs([tmp_path / "d.%04d.exr"], make_record(3)) as outer:
+            outer.write(make_frames(1))
+            with open_outputs([tmp_path / "e.%04d.exr"], make_record(3)) as inner:
+                inner.write(make_frames(3))
+            outer.write(make_frames(2))
+        assert threads() == 3
+        with pytest.raises(WriteError), open_outputs([tmp_path / "f.%04d.exr"], make_record(3)) as outputs:
+            next(path for path in tmp_path.iterdir() if path.name.startswith(".f")).rename(tmp_path / "gone")
+            outputs.write(make_frames(3))
+        assert threads() == 3
+    finally:
+        oiio.attribute("exr_threads", before)

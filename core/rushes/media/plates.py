@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 - the field's name for it
 
-from rushes.media import color, slate, views
+from rushes.media import color, slate, threads, views
 from rushes.media.format import OutputFormat
 from rushes.media.paths import COMPRESSIONS, LOSSY, Target
 from rushes.media.record import SOURCE_TYPE, to_text, unreadable
@@ -24,9 +24,8 @@ from rushes.media.timecodes import parse_timecode, timecode
 RECORD = "rushes/record"
 VIEW = "rushes/view"  # what a plate is to be seen through, where it was made so
 SLATE = "rushes/slate"  # marks the frame before the first, which is no frame of the clip
-# Frames of a plate in work at once: the colours of one are converted while OpenImageIO compresses another. More than a
-# few gain nothing, as its own threads share each frame, and each holds 37 MB at 1920x1080.
-WORKERS = min(os.cpu_count() or 1, 4)
+# Frames of a plate in work at once, each in a thread of its own; one holds 37 MB at 1920x1080
+WORKERS = min(os.cpu_count() or 1, 8)
 INT_MAX = 2**31 - 1  # OpenEXR has no longer integer attribute
 
 _HALF_INFINITE = 0x7C00  # exponent bits of a half: all set in infinity and NaN
@@ -56,6 +55,7 @@ class PlateSink(Sink):
         self._first_count = form.start_frame if form.timecode is None else parse_timecode(form.timecode, self.fps)
         self._text = to_text(record)
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix=f"rushes {target.name}")
+        self._is_holding = False
         self._waiting: deque[tuple[int, Future[tuple[np.ndarray, int]]]] = deque()
         self.transform = "colorimetric, clipped at display white"
         if self._view is not None:
@@ -72,6 +72,9 @@ class PlateSink(Sink):
             self.repair = "NaN or infinite; NaN became 0, the others the largest value of a half float"
 
     def write(self, frame: np.ndarray, number: int) -> None:
+        if not self._is_holding:
+            threads.hold()
+            self._is_holding = True
         if self._form.slate and self.slate is None:
             self.slate = number - 1
             lines = slate.lines(self.record, self.target.name, self.colorspace, self.transform, self._form)
@@ -84,10 +87,16 @@ class PlateSink(Sink):
     def close(self) -> None:
         while self._waiting:
             self._take()
-        self._pool.shutdown()
+        self._let_go()
 
     def abort(self) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        if self._is_holding:
+            threads.release()
+            self._is_holding = False
 
     def _take(self) -> None:
         """Wait for the oldest frame. In the order of the frames, whichever was ready first."""
