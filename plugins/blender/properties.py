@@ -148,7 +148,7 @@ def wish_of(scene: Any) -> Wish:
     _, covered = range_of(scene)
     part = render.resolution_percentage / 100
     return {
-        "prompt": prompt_of(scene), "negative": values.negative, "model": _model_of(values),
+        "prompt": prompt_of(scene), "negative": values.negative or None, "model": _model_of(values),
         "size": {
             "mode": values.size_mode, "custom": [values.width, values.height],
             "scene": [max(1, round(render.resolution_x * part)), max(1, round(render.resolution_y * part))],
@@ -177,7 +177,7 @@ def restore(scene: Any, wish: Wish) -> None:
     """Set the panel as it was for a wish."""
     values = settings(scene)
     values.text = None
-    values.prompt, values.negative, values.model = wish["prompt"], wish["negative"], wish["model"]
+    values.prompt, values.negative, values.model = wish["prompt"], wish["negative"] or "", wish["model"]
     values.size_mode, (values.width, values.height) = wish["size"]["mode"], wish["size"]["custom"]
     values.length_mode, values.frames = wish["length"]["from"], wish["length"]["frames"]
     values.fps = int(wish["fps"] or 0)

@@ -87,7 +87,7 @@ def test_a_resumed_job_keeps_its_version(shot: Shot, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plate", "words"),
     [
-        ({"start": 3}, "plate: got 'start'; start_frame, next_version, compression, depth are allowed"),
+        ({"start": 3}, "plate: got 'start'; start_frame, next_version, compression, depth, alpha"),
         ({"start_frame": True}, "plate: start_frame is True; int is allowed"),
         ({"next_version": 1}, "plate: next_version is 1; bool is allowed"),
         ({"start_frame": -1}, "plate: start_frame is -1; a whole number from 0"),
@@ -155,3 +155,32 @@ def test_spaces_have_all_their_names(start: Start, ask: Ask) -> None:
     assert {"ACEScg", "ACES2065-1", "Linear Rec.709 (sRGB)"} <= set(linear)
     for space in spaces:
         assert {find_space(name).name for name in [space["name"], *space["aliases"]]} == {space["name"]}
+
+
+def test_a_slate_and_a_view_are_found_again(shot: Shot, tmp_path: Path) -> None:
+    """The slate is no frame of the clip, and the view that was inverted is one that can be asked for again."""
+    from rushes.media.views import find_view, list_views
+
+    view = random.choice([name for name in list_views() if name.startswith("sRGB - Display/")])
+    clip = Engine.load(shot.model).generate(shot)
+    with pytest.warns(RuntimeWarning, match="soft cap of 6"):
+        clip.write(tmp_path / "a.%04d.exr", start_frame=20, slate=True, inverse_view=view, cap=6.0)
+    found = about_file(str(tmp_path / "a.0024.exr"))
+    assert (found["first"], found["last"], found["missing"]) == (20, 28, [])
+    assert found["path"] == str(tmp_path / "a.%04d.exr")
+    assert found["plate"]["cap"] == 6.0 and find_view(found["plate"]["inverse_view"]) == find_view(view)
+
+
+def test_spaces_of_a_studio_are_listed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import PyOpenColorIO as ocio  # noqa: N813 - the field's name for it
+
+    from rushes.media.color import find_space, list_spaces
+
+    before = [space["name"] for space in list_spaces()]
+    config = ocio.Config.CreateFromBuiltinConfig("studio-config-v2.2.0_aces-v1.3_ocio-v2.4")
+    path = tmp_path / "studio.ocio"
+    path.write_text(config.serialize())
+    monkeypatch.setenv("OCIO", str(path))
+    after = list_spaces()
+    assert [space["name"] for space in after][: len(before)] == before and len(after) > len(before)
+    assert {find_space(space["name"]).name for space in after} == {space["name"] for space in after}

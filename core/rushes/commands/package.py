@@ -28,7 +28,7 @@ VENDORED = (
     "plan.py",
     "wire.py",
 )  # of rushes/jobs; standard library only
-LEFT_OUT = ("__pycache__", "vendor")
+LEFT_OUT = ("__pycache__", "vendor", ".mypy_cache")
 BLENDER_ID = "rushes"
 COMFYUI_ID = "rushes"  # the folder below custom_nodes
 NUKE_ID = "rushes"  # the folder that pluginAddPath names

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ from rushes._version import __version__
 from rushes.engine import Model
 from rushes.media import check_outputs, next_version, read_record, shot_in
 from rushes.media.paths import MAX_START_FRAME, Target
+from rushes.media.sequences import is_slate
 from rushes.shot import Shot, ShotError
 
-PLATE = {"start_frame": int, "next_version": bool, "compression": str, "depth": str}  # in a job's `plate`
+# In a job's `plate`: next_version, and what OutputFormat says of the others
+PLATE = {
+    "start_frame": int, "next_version": bool, "compression": str, "depth": str, "alpha": str, "handles": int,
+    "inverse_view": str, "cap": float,
+}  # fmt: skip
+_INVERSE = re.compile(r"inverse of (?P<view>.+) on (?P<display>.+), soft cap (?P<cap>[0-9.e+]+)")
 
 
 def check_delivery(
@@ -44,7 +51,7 @@ def check_delivery(
         if len(names) != 1 or overwrite:
             raise ShotError(f"plate: next_version with {len(names)} outputs; one, without overwrite, is allowed")
         names = [next_version(names[0])]
-    form = {name: plate[name] for name in ("compression", "depth") if name in plate}
+    form = {name: value for name, value in plate.items() if name != "next_version"}
     check_outputs(names, shot.frames, overwrite, colorspace, shot.size, **form)
 
 
@@ -52,17 +59,24 @@ def about_file(path: str) -> dict[str, Any]:
     """The shot in one of our files, JSON-ready, and why making it again here may give other bits.
 
     path: of the sequence that `path` is one frame of, in its %04d form, or as given; shot, record: as they stand in the
-    file; colorspace: of a plate, else None; first, last: the sequence's frame
-    numbers, None for other files; missing: numbers between them without a file;
-    notes: one sentence for each thing that is not as it was. Raises ShotError for a file that is not ours.
+    file; colorspace: of a plate, else None; plate: more of how it was written, as PLATE has it; first, last: the
+    sequence's frame numbers without a slate, None for other files; missing: numbers between them without a file; notes:
+    one sentence for each thing that is not as it was. Raises ShotError for a file that is not ours.
     """
     shot, record = shot_in(read_record(path), path)
     sequence = _sequence(path)
-    numbers = [number for number, _ in sequence.existing()] if sequence is not None else []
+    files = sequence.existing() if sequence is not None else []
+    if len(files) > 1 and is_slate(files[0][1]):
+        del files[0]
+    numbers = [number for number, _ in files]
+    colorspace, transform = (_attribute(path, name) for name in ("rushes/colorspace", "rushes/transform"))
+    inverse = _INVERSE.fullmatch(transform or "")
     missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers)) if numbers else []
     return {
         "path": path if sequence is None else str(sequence.folder / sequence.name),
-        "shot": shot.to_dict(), "record": dict(record), "colorspace": _colorspace(path),
+        "shot": shot.to_dict(), "record": dict(record), "colorspace": colorspace,
+        "plate": {"inverse_view": f"{inverse['display']}/{inverse['view']}", "cap": float(inverse["cap"])} if inverse
+        else {},
         "first": numbers[0] if numbers else None, "last": numbers[-1] if numbers else None, "missing": missing,
         "notes": _differences(shot, record),
     }  # fmt: skip
@@ -79,13 +93,14 @@ def _sequence(path: str) -> Target | None:
     return Target.parse(f"{stem[:-digits]}%0{digits}d{suffix}")
 
 
-def _colorspace(path: str) -> str | None:
+def _attribute(path: str, name: str) -> str | None:
+    """A text in a plate's header; None for other files."""
     if not path.lower().endswith(".exr"):
         return None
     from rushes.media import plates
 
     file = Path(path) if os.path.isfile(path) else Target.parse(path).existing()[0][1]
-    return plates.read_attribute(file, "rushes/colorspace", "an EXR")
+    return plates.read_attribute(file, name, "an EXR")
 
 
 def _differences(shot: Shot, record: Mapping[str, Any]) -> list[str]:

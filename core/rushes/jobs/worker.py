@@ -241,8 +241,10 @@ class Worker:
         """Those a plate can be written in, with every name that a host's own configuration may have for them."""
         from rushes.media.color import list_spaces
         from rushes.media.paths import COMPRESSIONS, DEPTHS
+        from rushes.media.views import list_views
 
-        return {"colorspaces": list_spaces(), "depths": DEPTHS, "compressions": COMPRESSIONS}
+        choices = {"depths": DEPTHS, "compressions": COMPRESSIONS, "views": list_views()}
+        return {"colorspaces": list_spaces(), **choices}
 
     def _free(self, params: dict[str, Any]) -> dict[str, Any]:
         with self._lock:

@@ -136,16 +136,26 @@ def _check_interchange(asked: str, name: str) -> None:
 
 
 def list_spaces() -> list[dict[str, Any]]:
-    """Every space with colours, JSON-ready: name, aliases, interop_id, and is_linear, whether it is scene-linear."""
+    """Every space with colours, JSON-ready: name, aliases, interop_id, and is_linear, whether it is scene-linear.
+
+    Those of $OCIO that the pinned configuration lacks stand behind its own.
+    """
+    theirs = studio()
+    spaces = {space.getName(): space for space in (theirs.getColorSpaces() if theirs is not None else ())}
     found = []
-    for space in config().getColorSpaces():
-        if not space.isData() and space.getReferenceSpaceType() == ocio.REFERENCE_SPACE_SCENE:
+    for space in [
+        *config().getColorSpaces(),
+        *(spaces[name] for name in spaces if config().getColorSpace(name) is None),
+    ]:
+        if space.isData() or space.getReferenceSpaceType() != ocio.REFERENCE_SPACE_SCENE:
+            continue
+        try:
             about = find_space(space.getName())
-            names = [about.name, *space.getAliases()]
-            is_linear = space.getEncoding() == "scene-linear"
-            found.append(
-                {"name": names[0], "aliases": names[1:], "interop_id": about.interop_id, "is_linear": is_linear}
-            )
+        except ShotError:  # of $OCIO, and not to be reached
+            continue
+        is_linear = space.getEncoding() == "scene-linear"
+        aliases = list(space.getAliases())
+        found.append({"name": about.name, "aliases": aliases, "interop_id": about.interop_id, "is_linear": is_linear})
     return found
 
 

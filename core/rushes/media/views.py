@@ -60,6 +60,11 @@ def find_view(text: str) -> View:
     raise ShotError(f"--inverse-view: got {text!r}; allowed are {DEFAULT}, {', '.join(names)}, also as DISPLAY/VIEW")
 
 
+def list_views() -> list[str]:
+    """All that `find_view` takes, as DISPLAY/VIEW, those of an sRGB display first."""
+    return list(dict.fromkeys(f"{view.display}/{view.name}" for view in _views()))
+
+
 def _views() -> list[View]:
     """All that can be inverted, those of an sRGB display first: a clip is made for one."""
     found = []

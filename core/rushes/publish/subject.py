@@ -127,7 +127,8 @@ def _made_by(job: Job) -> Target:
     request, state = job.request(), job.state()
     if state != "done":
         raise JobError(f"job: {job.id} is {state}; one that is done is allowed")
-    plates = [output for output in request["outputs"] if output.lower().endswith(".exr")]
+    names = (job.ending() or {}).get("patterns") or request["outputs"]  # with the version that a plate was given
+    plates = [output for output in names if output.lower().endswith(".exr")]
     if len(plates) > 1:
         raise JobError(f"job: {job.id} has made {len(plates)} plates; the pattern of one of them is allowed")
     return Target.parse(plates[0] if plates else job.frames_folder / FRAMES, argument="")

@@ -69,7 +69,7 @@ def _launch(node: Any, key: str, wish: dict[str, Any]) -> None:
     with host.undo_step("Rushes: generate"):
         wish["keyframes"] = [*wish["keyframes"], *keyframes.render(node, key, now.spaces)]
         made = plan(wish, now.controller.limits[wish["model"]])
-        delivery = knobs.delivery(node, start, space["name"])
+        delivery = knobs.delivery(node, start, space["name"], made.shot["frames"])
         take = takes.new_take(key, wish, home, delivery, start=start, length=made.length, space=space["name"])
         tagged = _tagged(node)
         takes.add(tagged, take)

@@ -18,6 +18,7 @@ from .takes import KNOB
 from .vendor.plan import Wish
 
 DEFAULT = "default"
+COLORIMETRIC = "colorimetric"
 SIZES = ("script format", "model", "own")
 RANGES = ("script range", "own range", "number of frames")
 RETIMES = ("frame for frame", "keep the speed")
@@ -41,12 +42,18 @@ def add_all(node: Any) -> None:
         nuke.Tab_Knob("rushes_tab", "Rushes"),
         nuke.Multiline_Eval_String_Knob("prompt", "prompt"),
         nuke.Multiline_Eval_String_Knob("negative", "negative"),
+        _told(nuke.Boolean_Knob("own_negative", "also when empty", False), "off: an empty negative is the model's own"),
         nuke.Enumeration_Knob("model", "model", [DEFAULT]),
         nuke.File_Knob("model_file", "model file"),
         nuke.String_Knob("seed", "seed", "0"),
         _valued(nuke.Int_Knob("steps", "steps"), 0, "0: as the model was made for"),
-        _valued(
-            nuke.Double_Knob("guidance", "guidance"), -1.0, "-1: as the model was made for; 1 or less turns it off"
+        _told(
+            nuke.String_Knob("guidance", "guidance", ""),
+            "empty: as the model was made for; 1 or less turns it off; 4,3 for a model with two experts",
+        ),
+        _told(
+            nuke.Multiline_Eval_String_Knob("loras", "LoRAs"),
+            "FILE or FILE:STRENGTH, one a line; high= or low= before it for one of two experts",
         ),
         nuke.Text_Knob("range_line", ""),
         nuke.Enumeration_Knob("size", "size", list(SIZES)),
@@ -66,6 +73,11 @@ def add_all(node: Any) -> None:
         nuke.Text_Knob("plate_line", ""),
         _told(nuke.File_Knob("plate", "plate"), "empty: rushes/plates beside the script. The version is put in"),
         nuke.Enumeration_Knob("plate_colorspace", "colorspace", [colour.WORKING]),
+        _told(
+            nuke.Enumeration_Knob("look", "look", [COLORIMETRIC]),
+            "colorimetric: display white is 1.0. A view: the plate looks like the clip when it is seen through it, and "
+            "small steps near white become large ones",
+        ),
         nuke.Enumeration_Knob("depth", "depth", [DEFAULT]),
         nuke.Enumeration_Knob("compression", "compression", [DEFAULT]),
         _told(nuke.Boolean_Knob("solid_alpha", "solid alpha", True), "the plate has no alpha: 1 instead of 0"),
@@ -116,6 +128,7 @@ def fill(node: Any, models: Sequence[str], answer: Mapping[str, Any] | None) -> 
     if answer is not None:
         linear = [space["name"] for space in answer["colorspaces"] if space["is_linear"]]
         _menu(node["plate_colorspace"], [colour.WORKING, *linear])
+        _menu(node["look"], [COLORIMETRIC, *answer["views"]])
         _menu(node["depth"], [DEFAULT, *answer["depths"]])
         _menu(node["compression"], [DEFAULT, *answer["compressions"]])
 
@@ -150,14 +163,15 @@ def wish(node: Any, model_name: str) -> Wish:
     is_frame_for_frame = node["retime"].value() == RETIMES[0]
     if is_frame_for_frame:
         fps = fps or str(script_fps)
-    guidance = float(node["guidance"].value())
+    negative = _text(node["negative"])
     own = [int(node["width"].value()), int(node["height"].value())]
     mode = {SIZES[0]: "SCENE", SIZES[1]: "MODEL", SIZES[2]: "CUSTOM"}[node["size"].value()]
     if mode == "CUSTOM" and min(own) < 1:
         raise Refusal(f"size: got {own[0]}x{own[1]}; a width and height in pixels, or the script's format, is allowed")
     return {
-        "prompt": _text(node["prompt"]), "negative": _text(node["negative"]), "model": model_name,
-        "seed": _seed(node), "steps": _whole(node["steps"], "steps", 0), "guidance": None if guidance < 0 else guidance,
+        "prompt": _text(node["prompt"]), "negative": negative if negative or node["own_negative"].value() else None,
+        "model": model_name, "seed": _seed(node), "steps": _whole(node["steps"], "steps", 0),
+        "guidance": _guidance(node), "loras": [_lora(line) for line in _lines(node["loras"])],
         "fps": fps, "scene_fps": fps if is_frame_for_frame else str(script_fps), "keyframes": _keyframes(node),
         "size": {"mode": mode, "scene": list(host.script_size()), "custom": own}, "length": length,
     }  # fmt: skip
@@ -168,9 +182,14 @@ def start(node: Any) -> int:
     return _range(node)[0]
 
 
-def delivery(node: Any, start_frame: int, colorspace: str) -> dict[str, Any]:
-    """What the worker writes besides its own frames."""
+def delivery(node: Any, start_frame: int, colorspace: str, frames: int = 0) -> dict[str, Any]:
+    """What the worker writes besides its own frames. frames: of the clip; handles are tagged if it fills the range."""
     plate: dict[str, Any] = {"start_frame": start_frame, "next_version": True}
+    handles, length = int(node["handles"].value()), _range(node)[1]
+    if handles and frames == length:
+        plate["handles"] = handles
+    if (look := node["look"].value()) != COLORIMETRIC:
+        plate["inverse_view"] = look
     for name in ("depth", "compression"):
         if (value := node[name].value()) != DEFAULT:
             plate[name] = value
@@ -235,9 +254,41 @@ def _length(node: Any) -> dict[str, Any]:
     return {"mode": mode, "frames": frames, "scene_frames": length, "from": mode}
 
 
+def _guidance(node: Any) -> Any:
+    text = _text(node["guidance"]).strip()
+    try:
+        numbers = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        numbers = [0.0] * 3
+    if len(numbers) > 2:
+        raise Refusal(f"guidance: got {text!r}; a number, two as in 4,3, or nothing is allowed")
+    return (numbers[0] if len(numbers) == 1 else numbers) if numbers else None
+
+
+def _lora(line: str) -> dict[str, Any]:
+    """As the command line reads it: FILE, FILE:STRENGTH, high=FILE …"""
+    expert, equals, rest = line.partition("=")
+    if not equals or expert not in ("high", "low"):
+        expert, rest = "", line
+    path, _, number = rest.rpartition(":")
+    try:
+        return {"path": path, "strength": float(number), "expert": expert} if path else {"path": rest, "expert": expert}
+    except ValueError:  # a colon in the name, such as that behind a drive's letter
+        return {"path": rest, "expert": expert}
+
+
+def _lora_line(lora: Mapping[str, Any]) -> str:
+    expert = f"{lora['expert']}=" if lora["expert"] else ""
+    return f"{expert}{lora['path']}:{lora['strength']!r}"
+
+
+def _lines(knob: Any) -> list[str]:
+    return [line for line in map(str.strip, _text(knob).splitlines()) if line]
+
+
 def _keyframes(node: Any) -> list[dict[str, Any]]:
     found = []
-    for line in filter(None, map(str.strip, _text(node["keyframes"]).splitlines())):
+    for line in _lines(node["keyframes"]):
         frame, equals, image = line.partition("=")
         try:
             found.append({"frame": int(frame), "image": image.strip()})
@@ -258,8 +309,10 @@ def restore(node: Any, found: Mapping[str, Any]) -> None:
     start_frame = found["first"] if found["first"] is not None else node["first_frame"].value()
     lines = [f"{keyframe['frame']}={keyframe['image']}" for keyframe in shot["keyframes"]]
     values = {
-        "prompt": shot["prompt"], "negative": shot["negative"], "seed": str(shot["seed"]), "steps": shot["steps"],
-        "guidance": shot["guidance"], "size": SIZES[2], "width": shot["size"][0], "height": shot["size"][1],
+        "prompt": shot["prompt"], "negative": shot["negative"] or "", "own_negative": shot["negative"] is not None,
+        "seed": str(shot["seed"]), "steps": shot["steps"], "guidance": _guidance_text(shot["guidance"]),
+        "loras": "\n".join(map(_lora_line, shot.get("loras", ()))),
+        "size": SIZES[2], "width": shot["size"][0], "height": shot["size"][1],
         "range": RANGES[2], "first_frame": start_frame, "clip_frames": shot["frames"], "retime": RETIMES[0],
         "fps": shot["fps"], "keyframes": "\n".join(lines),
     }  # fmt: skip
@@ -267,6 +320,11 @@ def restore(node: Any, found: Mapping[str, Any]) -> None:
         node[name].setValue(value)
     if found["colorspace"]:
         _choose(node["plate_colorspace"], found["colorspace"])
+        _choose(node["look"], found["plate"].get("inverse_view", COLORIMETRIC))
+
+
+def _guidance_text(guidance: Any) -> str:
+    return ",".join(repr(float(one)) for one in (guidance if isinstance(guidance, (list, tuple)) else [guidance]))
 
 
 def _set_model(node: Any, name: str) -> None:

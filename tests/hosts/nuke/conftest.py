@@ -170,7 +170,19 @@ def load_plugin(
     def load(session: Any) -> ModuleType:
         session.nuke.pluginAddPath(str(plugin_folder))
         loaded.append(importlib.import_module("rushes_nuke"))
-        for name in ("flow", "node", "session", "startup", "takes", "buttons", "contact", "readers", "colour"):
+        for name in (
+            "flow",
+            "node",
+            "session",
+            "startup",
+            "takes",
+            "buttons",
+            "contact",
+            "readers",
+            "colour",
+            "knobs",
+            "ranges",
+        ):
             importlib.import_module(f"rushes_nuke.{name}")
         return loaded[-1]
 

@@ -18,6 +18,15 @@ TRICKY = 'a red [ball] rolls to the $right "slowly" {now} \\ 日本'
 
 
 @pytest.fixture
+def session(request: pytest.FixtureRequest, install: Any) -> Any:
+    """Nuke 16 with its window; where a test says EVERYWHERE, its oldest and newest version too."""
+    return install(major=getattr(request, "param", 16))
+
+
+EVERYWHERE = pytest.mark.parametrize("session", [13, 16, 17], indirect=True)
+
+
+@pytest.fixture
 def plugin(session: Any, load_plugin: Load, script: Path) -> ModuleType:
     """Loaded in a session with its window and a saved script."""
     session.nuke.scriptSaveAs(str(script))
@@ -58,6 +67,7 @@ def _range(read: Any) -> tuple[int, int]:
     return read["first"].value(), read["last"].value()
 
 
+@EVERYWHERE
 def test_generate_to_restore(session: Any, plugin: ModuleType, node: Any, script: Path) -> None:
     """A click, a placeholder, frames as they come, a plate in the script's colour, a second version, back and again.
 
@@ -119,6 +129,7 @@ def test_generate_to_restore(session: Any, plugin: ModuleType, node: Any, script
     assert (render(again, 1005) == picture).all(), "the same bits"
 
 
+@EVERYWHERE
 def test_a_script_with_a_running_job_is_saved_and_reopened(
     session: Any, plugin: ModuleType, node: Any, script: Path
 ) -> None:
@@ -191,7 +202,9 @@ def test_cancel_in_the_middle(session: Any, plugin: ModuleType, node: Any, way: 
         ("keyframes", "0=/none.png", "keyframe: /none.png cannot be read"),
         ("model_file", "/none.safetensors", "/none.safetensors"),
         ("size", "own", "size: got 0x0"),
-        ("guidance", 1000.0, "guidance: got 1000.0"),
+        ("guidance", "1000", "guidance: got 1000"),
+        ("guidance", "4,3,2", "guidance: got '4,3,2'; a number, two as in 4,3"),
+        ("loras", "/none.safetensors:0.5", "lora"),
     ],
 )
 def test_wrong_values_are_sentences(
@@ -211,6 +224,7 @@ def test_wrong_values_are_sentences(
     assert not list(script.parent.rglob("*.exr"))
 
 
+@EVERYWHERE
 def test_inputs_are_first_and_last_keyframe(session: Any, plugin: ModuleType, node: Any) -> None:
     """Rendered at the current frame, from the script's colours to sRGB, 16 bit; the Writes are gone, undo has one step.
 
@@ -287,6 +301,7 @@ def test_a_colour_that_the_script_lacks_is_refused_before_any_work(
     assert _take(plugin, node) is None and not list(script.parent.rglob("*.exr"))
 
 
+@EVERYWHERE
 def test_the_node_renders_where_the_plugin_is_missing(
     install: Any, session: Any, plugin: ModuleType, node: Any, script: Path, nuke_double: ModuleType
 ) -> None:
@@ -373,3 +388,108 @@ def test_undo_makes_a_node_forget_and_reattach_finds_it_again(session: Any, plug
     assert _take(plugin, node)["state"] != "done"
     node["reattach"].execute()
     assert _made(session, plugin, node)["pattern"] == read["file"].value()
+
+
+def test_review_and_publish(session: Any, plugin: ModuleType, node: Any, tmp_path: Path) -> None:
+    """Unreviewed it is refused, with the reason on the node; reviewed it is published whole; Nuke is never blocked."""
+    node["generate"].execute()
+    _made(session, plugin, node)
+    root = tmp_path / "publishes"
+    node["publish_to"].setValue(str(root))
+    node["publish"].execute()
+    assert node["status"].value() == "publish: under way"
+    session.threads.pump_until(lambda: "under way" not in node["status"].value(), 120)
+    assert "review" in node["status"].value() and not list(tmp_path.glob("publishes/**/*.exr"))
+    session.answers.extend(["Ada", 0])
+    node["review"].execute()
+    session.threads.pump_until(lambda: "under way" not in node["status"].value(), 120)
+    assert "approved by Ada" in node["status"].value(), (node["status"].value(), session.messages)
+    node["publish"].execute()
+    session.threads.pump_until(lambda: "under way" not in node["status"].value(), 180)
+    assert len(list(root.rglob("*.exr"))) == 9, node["status"].value()
+    assert list(root.rglob("publish.json"))
+
+
+def test_alt_down_on_the_read_finds_the_one_before(
+    session: Any, plugin: ModuleType, node: Any, nuke_double: ModuleType
+) -> None:
+    """Nuke's own version walk on the Read inside finds what Generate has written, and nothing is overwritten."""
+    for _ in range(2):
+        node["generate"].execute()
+        session.threads.pump_until(
+            lambda: [take["state"] for take in plugin.takes.read(node).data["takes"]][-1:] == ["done"], 120
+        )
+    read = plugin.readers.of(node)
+    assert "_v002." in read["file"].value()
+    for other in node.nodes():
+        other.setSelected(other is read)
+    import nukescripts  # type: ignore[import-not-found]
+
+    with node:
+        nukescripts.version_down()
+    from nuke_double.pictures import render
+
+    print(
+        sorted(Path(read["file"].value()).parent.iterdir()),
+        _range(read),
+        read["frame"].value(),
+        read["on_error"].value(),
+    )
+    render(node, 1001)
+    assert "_v001." in read["file"].value() and not node.hasError()
+
+
+def test_the_quote_is_a_sentence_for_what_is_refused(session: Any, plugin: ModuleType, node: Any) -> None:
+    node["seed"].setValue("1e3")
+    session.threads.pump_until(lambda: "seed: got '1e3'" in node["plan"].value(), 120)
+    node["seed"].setValue("3")
+    node["keyframes"].setValue("400=/none.png")
+    session.threads.pump_until(lambda: "keyframe: got frame 400" in node["plan"].value(), 120)
+    node["keyframes"].setValue("")
+    node["prompt"].setValue("<b>bold</b>")
+    session.threads.pump_until(lambda: "of memory" in node["plan"].value(), 120)
+
+
+def test_a_missing_worker_and_broken_settings_are_told(
+    session: Any, plugin: ModuleType, node: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RUSHES_WORKER", "/none/rushes")
+    node["generate"].execute()
+    assert "worker: RUSHES_WORKER names '/none/rushes'" in session.messages.pop()
+    settings = tmp_path / "home" / ".nuke" / "rushes" / "settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text("[")
+    node["generate"].execute()
+    assert "settings:" in session.messages.pop()
+    settings.write_text('{"worker": "/other/rushes", "paths": [["/a", "/b"]]}')
+    node["generate"].execute()
+    assert "worker: the preference names '/other/rushes'" in session.messages.pop()
+    assert _take(plugin, node) is None
+
+
+def test_menus_come_from_the_worker(session: Any, plugin: ModuleType, node: Any) -> None:
+    """No model, limit, space, depth or compression stands in the plug-in; what was chosen stays chosen."""
+    assert [node[name].values() for name in ("model", "depth", "compression")] == [["default"]] * 3
+    session.threads.pump_until(lambda: len(node["model"].values()) > 1, 120)
+    assert "starter" in node["model"].values() and "float" in node["depth"].values()
+    assert "ACES2065-1" in node["plate_colorspace"].values() and "dwaa" in node["compression"].values()
+    assert any("ACES 1.0 - SDR Video" in item for item in node["look"].values())
+    node["depth"].setValue("float")
+    other = plugin.node.create()
+    assert other["model"].values() == node["model"].values()
+    plugin.session.session().fill(node)
+    assert node["depth"].value() == "float"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_prompt_survives_the_file(session: Any, plugin: ModuleType, node: Any, script: Path, seed: int) -> None:
+    """Saved, opened, pasted: the letters that TCL reads stay letters, and nothing is evaluated."""
+    dice = random.Random(seed)
+    text = "".join(dice.choice("ab [](){}$\"'\\\n;#%é日") for _ in range(60))
+    node["prompt"].setValue(text)
+    node["negative"].setValue("[exit] $env(HOME)")
+    session.nuke.scriptSave()
+    session.nuke.scriptOpen(str(script))
+    again = session.nuke.toNode(node._name)
+    assert again["prompt"].getText() == text and again["negative"].getText() == "[exit] $env(HOME)"
+    assert plugin.knobs.wish(again, "starter")["prompt"] == text and session.tcl_errors == []
