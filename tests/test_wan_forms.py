@@ -460,6 +460,26 @@ def test_bad_options_are_one_sentence(rushes: Make, options: list[str], sentence
     assert sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("form", ["experts", "image", "ends", "image experts", "vace", "vace experts"])
+def test_every_form_is_the_same_from_every_layout(
+    tiny_wan: Make, picture: Callable[[int], str], footage: Callable[..., str], form: str
+) -> None:
+    """Wan's own names, ComfyUI's and diffusers', each with its tokenizer where it lies: the same bits."""
+    names = EXPERTS if "experts" in form else ("tiny_transformer",)
+    fields = {"experts": {}, "image": CLIP, "ends": ENDS, "image experts": IMAGE}.get(form, VACE)
+    ends = (Keyframe(0, picture(1)), Keyframe(-1, picture(2)))
+    one = shot(
+        steps=2,
+        keyframes=ends[: 2 if form == "ends" else 1 if "image" in form else 0],
+        control=(Control("pose", footage(3)),) if "vace" in form else (),
+    )
+    made = [
+        Engine.load(tiny_wan(layout, names=names, **fields).files, device="cpu").denoise(one)
+        for layout in ("original", "comfy", "diffusers")
+    ]
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
 def test_models_show_tells_a_form_and_its_settings(tiny_wan: Make, rushes: Make) -> None:
     """Which it is, what it takes, and every number that a shot gets where it does not say; as JSON too."""
     experts = tiny_wan(names=EXPERTS, **IMAGE).files
@@ -475,3 +495,56 @@ def test_models_show_tells_a_form_and_its_settings(tiny_wan: Make, rushes: Make)
     assert "shift 3 at 832x480, 5 at 1280x720" in rushes("models", "show", str(clip.transformer)).stdout
     facts = json.loads(rushes("models", "show", str(clip.transformer), "--json").stdout)
     assert (facts["form"], facts["kind"], facts["shift"], facts["steps"]) == ("Wan 2.1 I2V", "image", 3.0, 40)
+
+
+def test_a_source_is_what_an_image_model_goes_on_from(
+    tiny_wan: Make, footage: Callable[..., str], picture: Callable[[int], str]
+) -> None:
+    """One frame is the picture at frame 0; of several, each is known by the same mask, and CLIP sees the first."""
+    engine = engine_of(tiny_wan(**CLIP))
+    one = footage(1, frames=1) % 0
+    by_source = engine.denoise(shot(control=(Control("source", one),)))
+    assert torch.equal(by_source, engine.denoise(shot(keyframes=(Keyframe(0, one),))))
+    given = engine._conditioner.read(
+        engine.resolve(shot(control=(Control("source", footage(2, frames=3)),))), None, lambda progress: None
+    )
+    assert given.channels is not None and given.image is not None and given.image.shape[0] == 1
+    known = given.channels[0, :4, :, 0, 0]  # [4, T]: pixel frames 4 (t - 1) + 1 + c
+    assert known.T.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
+    ends = engine_of(tiny_wan(names=EXPERTS, **IMAGE))
+    joined = shot(control=(Control("source", footage(2, frames=3)),), keyframes=(Keyframe(-1, picture(3)),))
+    channels = ends._conditioner.read(ends.resolve(joined), None, lambda progress: None).channels
+    assert channels is not None and channels[0, :4, 2, 0, 0].tolist() == [0, 0, 0, 1]
+
+
+def test_a_source_is_what_other_models_begin_with(tiny_wan: Make, footage: Callable[..., str]) -> None:
+    """Its whole latent frames, as `before` takes them; frames beyond a multiple of four are left out."""
+    engine = engine_of(tiny_wan("comfy", "2.2"))
+    name = footage(1, frames=7)
+    made = engine.denoise(shot(control=(Control("source", name),)))
+    pixels = frames_of(name, 5)[0].permute(0, 2, 3, 1).contiguous().numpy()
+    before = engine.encode(pixels)
+    torch.testing.assert_close(made, engine.denoise(shot(), before=before), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made[:, :, :2], before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_source_that_cannot_be_gone_on_from_is_refused(
+    tiny_wan: Make, footage: Callable[..., str], picture: Callable[[int], str]
+) -> None:
+    engine = engine_of(tiny_wan("comfy", "2.2"))
+    name = footage(1)
+    for control, words in (
+        ((Control("source", name, start=2),), "one at frame 0, without a mask, is allowed"),
+        ((Control("source", name, mask=name),), "one at frame 0, without a mask, is allowed"),
+        ((Control("source", name),) * 2, "goes on from a source; one at frame 0"),
+        ((Control("source", name), Control("depth", name)), "got depth; .* no control passes but a source"),
+        ((Control("source", name),), "the source has all 9 frames of the clip; a shorter one is allowed"),
+    ):
+        with pytest.raises(ShotError, match=rf"^control: .*{words}"):
+            engine.denoise(shot(control=control))
+    before = engine.encode(np.zeros((1, SIZE[1], SIZE[0], 3), np.float32))
+    with pytest.raises(ShotError, match=r"^control: got a source with a clip before"):
+        engine.denoise(shot(control=(Control("source", name),)), before=before)
+    short = (Control("source", footage(2, frames=5)),)
+    with pytest.raises(ShotError, match=r"^keyframe: got frame 4; the clip before already gives that part"):
+        engine.denoise(shot(control=short, keyframes=(Keyframe(4, picture(1)),)))

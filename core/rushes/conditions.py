@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rushes.control import read_contexts
+from rushes.control import read_contexts, read_start
 from rushes.model.bundle import Card
 from rushes.model.clip import clip_pixels
 from rushes.model.loading import Modules
@@ -56,6 +56,10 @@ class Conditioner:
             return self._image(shot, start, tell)
         if kind == "control":
             return self._control(shot, start, tell)
+        if (footage := read_start(shot, self._device)) is not None:
+            whole = (footage.shape[2] - 1) // self._card.vae.temporal_factor * self._card.vae.temporal_factor + 1
+            self._ready_to_encode(shot)
+            start = self._modules.vae.encode(footage[:, :, :whole].to(self._dtype)).float()
         return Conditions(known=self._known(shot, start, tell))
 
     def _known(self, shot: Shot, start: Tensor | None, tell: OnProgress) -> KnownFrames | None:
@@ -78,7 +82,7 @@ class Conditioner:
         """Wan I2V and FLF2V: the given frames, grey elsewhere, encoded; which they are; and CLIP's view of the ends."""
         assert shot.size is not None and shot.frames is not None
         pictures = {keyframe.frame: picture for keyframe, picture in self._pictures(shot, start, tell)}
-        given = self._frames(start) if start is not None else None  # [1, 3, n, H, W]
+        given = self._frames(start) if start is not None else read_start(shot, self._device)  # [1, 3, n, H, W]
         video = torch.zeros(1, 3, shot.frames, shot.size[1], shot.size[0], device=self._device)
         known = torch.zeros(shot.frames, dtype=torch.bool)
         if given is not None:

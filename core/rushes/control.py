@@ -60,6 +60,19 @@ def read_contexts(
     return tuple(_context(layer, strength, pictures, start, encode) for layer, strength in layers), len(pictures)
 
 
+def read_start(shot: Shot, device: torch.device) -> Tensor | None:
+    """Frames [1, 3, n, H, W] in [-1, 1] of the source that a clip goes on from, for a model without a control branch.
+
+    None without one. Raises ShotError for one that leaves nothing to be made.
+    """
+    if not shot.control:
+        return None
+    footage = _read(shot.control[0], shot.control[0].path, "source", shot, holds=False)
+    if len(footage) == shot.frames:
+        raise ShotError(f"control: the source has all {shot.frames} frames of the clip; a shorter one is allowed")
+    return footage.to(device).permute(3, 0, 1, 2)[None] * 2 - 1
+
+
 def _context(layer: Layer, strength: float, pictures: list[Tensor], start: Tensor | None, encode: Encode) -> Context:
     kept, made = (encode(part) for part in vace_split(layer.video, layer.mask))
     if start is not None:

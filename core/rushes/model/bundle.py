@@ -30,7 +30,7 @@ from rushes.model.loading import Modules, load_modules
 from rushes.model.operations import Operations
 from rushes.model.text import TextConfig
 from rushes.model.tokenizer import Tokenizer, WordTokenizer
-from rushes.shot import Control, ShotError
+from rushes.shot import ShotError
 
 CARD_VERSION = 1
 METADATA_KEY = "rushes"
@@ -162,17 +162,6 @@ class Card:
     def shift(self, size: tuple[int, int]) -> float:
         """The shift of the schedule for clips of (width, height)."""
         return self.defaults.shift
-
-    def check_keyframes(self, at: Sequence[int], frames: int, is_given: bool) -> None:
-        """Raise ShotError where it cannot take pictures at these frames of a clip of so many, or lacks some.
-
-        is_given: the clip goes on from another one.
-        """
-
-    def check_control(self, control: Sequence[Control], frames: int) -> None:
-        """Raise ShotError where it cannot take these control passes in a clip of so many frames."""
-        if control:
-            raise ShotError(f"control: got {control[0].kind}; {self.name} takes no control passes, a VACE model does")
 
     @property
     def trained_sizes(self) -> tuple[tuple[int, int], ...]:

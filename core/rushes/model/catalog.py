@@ -13,6 +13,7 @@ from rushes.model.bundle import Card, joint_digest, read_card
 from rushes.model.digests import digest
 from rushes.model.files import FilesCard, ModelFiles, files_card
 from rushes.model.finding import find_model
+from rushes.model.forms import check_control, check_keyframes
 from rushes.model.memory import DECODE_BYTES, transformer_bytes
 from rushes.model.rack import FEW_GUIDANCE, FEW_STEPS, Rack, Settings, has_few_steps
 from rushes.model.reading import size_of
@@ -64,8 +65,9 @@ class Model:
         keyframes = self._keyframes(shot.keyframes, frames)
         shot = shot.replace(loras=self.loras(shot))
         steps, guidance = (FEW_STEPS, FEW_GUIDANCE) if has_few_steps(shot) else (defaults.steps, defaults.guidance)
-        self.card.check_keyframes([keyframe.frame for keyframe in keyframes], frames, continues)
-        self.card.check_control(shot.control, frames)
+        check_control(self.card, shot.control, frames, continues)
+        starts = continues or any(control.kind == "source" for control in shot.control)
+        check_keyframes(self.card, [keyframe.frame for keyframe in keyframes], frames, starts)
         return shot.replace(
             size=size,
             frames=frames,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from rushes.model.reading import Header, Weight
 from rushes.model.spelling import SPIECE, has_tokenizer, read_tokenizer, tokenizer_file
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextConfig, infer_text_config
 from rushes.model.tokenizer import Tokenizer
-from rushes.shot import Control, ShotError
+from rushes.shot import ShotError
 
 MAX_PIXELS = 2048 * 2048
 ROPE_FRAMES = 1024  # latent frames that Wan's position table has
@@ -160,12 +160,6 @@ class FilesCard(Card):
 
     def shift(self, size: tuple[int, int]) -> float:
         return self.form.shift(size) if self.files.shift is None else self.files.shift
-
-    def check_keyframes(self, at: Sequence[int], frames: int, is_given: bool) -> None:
-        forms.check_keyframes(self.form, self.name, at, frames, is_given)
-
-    def check_control(self, control: Sequence[Control], frames: int) -> None:
-        forms.check_control(self.form, self.name, control, frames)
 
     def paths(self, path: Path) -> dict[str, Path]:
         return self.files.paths

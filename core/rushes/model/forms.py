@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rushes.model.bundle import Defaults
+from rushes.model.bundle import Card, Defaults
 from rushes.model.config import TransformerConfig
 from rushes.shot import Control, ShotError
 
@@ -114,38 +114,49 @@ def _at_720p(form: Form) -> Form:
     return dataclasses.replace(form, defaults=dataclasses.replace(form.defaults, size=_720P))
 
 
-def check_keyframes(form: Form, name: str, at: Sequence[int], frames: int, is_given: bool) -> None:
-    """Raise ShotError where the model `name` cannot take pictures at these frames of a clip of so many.
+def check_keyframes(card: Card, at: Sequence[int], frames: int, is_given: bool) -> None:
+    """Raise ShotError where a model cannot take pictures at these frames of a clip of so many, or lacks some.
 
     is_given: there is a start already, the clip before.
     """
-    if form.kind not in ("image", "ends"):
+    if card.kind not in ("image", "ends"):
         return
     last = frames - 1
-    needed = () if is_given else (0,) if form.kind == "image" else (0, last)
+    needed = () if is_given else (0,) if card.kind == "image" else (0, last)
     # with CLIP, Wan 2.1's first-frame models have learnt one picture only
-    optional = (last,) if form.boundary is not None else ()
-    if form.kind == "ends" and is_given:
+    optional = (last,) if card.boundary is not None else ()
+    if card.kind == "ends" and is_given:
         needed = (last,)
     if missing := [frame for frame in needed if frame not in at]:
         got = f"frame{'s' if len(at) > 1 else ''} {', '.join(map(str, at))}" if at else "none"
-        raise ShotError(f"keyframe: got {got}; {name} needs a picture at frame {missing[0]}{_first(missing[0])}")
+        raise ShotError(f"keyframe: got {got}; {card.name} needs a picture at frame {missing[0]}{_first(missing[0])}")
     allowed = sorted({*needed, *optional})
     if extra := [frame for frame in at if frame not in allowed]:
         places = " and ".join(map(str, allowed)) or "none"
-        raise ShotError(f"keyframe: got frame {extra[0]}; {name} takes a picture at frame {places} of this clip")
+        raise ShotError(f"keyframe: got frame {extra[0]}; {card.name} takes a picture at frame {places} of this clip")
 
 
-def check_control(form: Form, name: str, control: Sequence[Control], frames: int) -> None:
-    """Raise ShotError where the model `name` takes no control passes, or one of them starts after the clip."""
-    if control and form.kind != "control":
+def check_control(card: Card, control: Sequence[Control], frames: int, continues: bool) -> None:
+    """Raise ShotError where a model takes no such control passes, or one of them starts after the clip.
+
+    continues: the clip goes on from another one already.
+    """
+    if card.kind == "control":
+        for one in control:
+            if one.start >= frames:
+                raise ShotError(f"control: got the start {one.start}; 0 to {frames - 1} is allowed in this clip")
+        return
+    if any(one.kind != "source" for one in control) or (control and card.kind == "text"):
+        got = next((one.kind for one in control if one.kind != "source"), "source")
+        also = "" if card.kind == "text" else " but a source that the clip goes on from"
         raise ShotError(
-            f"control: got {control[0].kind}; {name} takes no control passes, a VACE model such as "
-            "wan2.1_vace_1.3B_fp16 is allowed"
+            f"control: got {got}; {card.name} takes no control passes{also}, a VACE model such as "
+            "wan2.1_vace_1.3B_fp16 does"
         )
-    for one in control:
-        if one.start >= frames:
-            raise ShotError(f"control: got the start {one.start}; 0 to {frames - 1} is allowed in this clip")
+    if len(control) > 1 or any(one.start or one.mask or one.references for one in control):
+        raise ShotError(f"control: {card.name} goes on from a source; one at frame 0, without a mask, is allowed")
+    if control and continues:
+        raise ShotError("control: got a source with a clip before; one of them is allowed")
 
 
 def _first(frame: int) -> str:
