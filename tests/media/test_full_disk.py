@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -46,10 +47,11 @@ def test_a_full_disk_leaves_nothing_and_room_helps(
     before = sorted(path.name for path in place.iterdir())
     mount(size)
     with (
-        pytest.raises(WriteError, match=r"p_v002\.%04d\.exr could not be written: "),
+        pytest.raises(WriteError, match=r"p_v002\.%04d\.exr could not be written: the disk is full$") as caught,
         open_outputs([pattern], make_record(8, size=SIZE)) as outputs,
     ):
         outputs.write(frames)
+    assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
     assert sorted(path.name for path in place.iterdir()) == before
     assert verify(other).ok
     mount("size=16m")

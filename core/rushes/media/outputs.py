@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
+import shutil
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ from rushes.media.sink import Sink, WriteError
 from rushes.media.staging import Staging
 from rushes.shot import Shot, ShotError
 
+FULL_BYTES = 2**20  # what is left of a disk when a library could not write its next few lines of a picture
 QUEUE_FRAMES = 8  # frames that one output may lag behind; at 1920x1080 a frame holds 25 MB
 
 
@@ -278,5 +281,19 @@ class _Writer:
         except ShotError as error:
             self.error = error
         except Exception as error:
-            self.error = WriteError(f"{self.sink.target.text} could not be written: {error}")
-            self.error.__cause__ = error
+            cause = error
+            if not isinstance(error, OSError) and _is_full(self.sink.staging):
+                # the libraries say no more than that it failed
+                cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                cause.__cause__ = error
+            is_full = isinstance(cause, OSError) and cause.errno == errno.ENOSPC
+            reason = "the disk is full" if is_full else str(error)
+            self.error = WriteError(f"{self.sink.target.text} could not be written: {reason}")
+            self.error.__cause__ = cause
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    except OSError:  # it is gone
+        return False
