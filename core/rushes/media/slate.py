@@ -16,7 +16,7 @@ from rushes.media.sink import WriteError, printable
 from rushes.shot import Shot
 
 _GROUND, _INK = 0.06, 0.9  # sRGB
-_FONT = "DroidSans"  # comes with OpenImageIO
+_FONT = "DroidSans"  # comes with OpenImageIO; letters that it does not have stay blank
 _LINES = 18  # on a picture's height
 _WIDTH = 0.55  # of a letter, in heights
 _SMALLEST = 5  # pixels; on a smaller picture not everything is legible, or on it
@@ -39,8 +39,8 @@ def lines(
         ("colour", f"{colorspace}, {transform}"),
         ("seed", str(shot.seed)),
         ("model", str(model.get("name", "")) if isinstance(model, Mapping) else ""),
-        ("prompt", " ".join(printable(shot.prompt).split())),
         ("made by", f"Rushes {record['rushes']}"),
+        ("prompt", " ".join(printable(shot.prompt).split())),  # last: it may be longer than the picture is high
     ]
     return [(label, text) for label, text in rows if text]
 
