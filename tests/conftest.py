@@ -339,10 +339,10 @@ def trained_spiece() -> bytes:
 @pytest.fixture
 def wan_pipeline(tmp_path: Path, trained_spiece: bytes) -> Callable[..., Any]:
     """wan_pipeline(wan, "WanPipeline", shift): diffusers' own pipeline, filled by its own names of the same weights,
-    with transformers' tokenizer, encoder and CLIP, and UniPC with the shift. Further arguments are the pipeline's.
+    with transformers' tokenizer of spiece, encoder and CLIP, and UniPC with the shift. Further arguments are its own.
     """
 
-    def build(wan: SimpleNamespace, name: str, shift: float = 5.0, **options: Any) -> Any:
+    def build(wan: SimpleNamespace, name: str, shift: float = 5.0, spiece: bytes = b"", **options: Any) -> Any:
         diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
         from rushes.model.checkpoint import transformer_names_from_diffusers, vae_names_from_diffusers
 
@@ -392,7 +392,7 @@ def wan_pipeline(tmp_path: Path, trained_spiece: bytes) -> Callable[..., Any]:
             state = {key: wan.states[part][ours.removeprefix("vision_model.")] for key, ours in found.items()}
             model.load_state_dict(state)
             model.eval().requires_grad_(False)
-        (tmp_path / "spiece.model").write_bytes(trained_spiece)
+        (tmp_path / "spiece.model").write_bytes(spiece or trained_spiece)
         (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
         if "clip" in models:
             options["image_encoder"] = models["clip"]
