@@ -148,7 +148,10 @@ class RushesLoadModel(io.ComfyNode):
     ) -> io.NodeOutput:
         with spoken_plainly():
             files = _chosen(model, text_encoder, vae, precision, solver, shift)
-            return io.NodeOutput(RushesModel.load(files, precision))
+            try:
+                return io.NodeOutput(RushesModel.load(files, precision))
+            except ShotError as error:
+                raise ShotError(_by_our_names(str(error))) from error
 
 
 class RushesLoadLora(io.ComfyNode):

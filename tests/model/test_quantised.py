@@ -212,6 +212,18 @@ def test_a_note_in_the_metadata_that_cannot_be_read_is_refused(wan: SimpleNamesp
         files_card(wan.files)
 
 
+def test_files_of_odd_tensors_are_no_accident(tmp_path: Path) -> None:
+    """Biases without dimensions, weights without values: what other programs' files and damaged ones have."""
+    state = {"patch_embedding.weight": torch.zeros(0, 4), "patch_embedding.bias": torch.tensor(3.0)}
+    state |= {"a.weight": torch.zeros(0, 5).to(torch.float8_e4m3fn), "b.weight": torch.ones(()).to(torch.float8_e5m2)}
+    save_file(state, tmp_path / "a.safetensors")
+    found = open_weights(tmp_path / "a.safetensors").load()
+    assert {name: tuple(weight.shape) for name, weight in found.items()} == {
+        n: tuple(t.shape) for n, t in state.items()
+    }
+    assert found["b.weight"].unpack(torch.float32) == 1 and found["a.weight"].unpack(torch.float32).shape == (0, 5)
+
+
 def test_a_hosts_layers_refuse_packed_weights(wan: SimpleNamespace) -> None:
     """A host moves and patches plain weights, and would not see these."""
     write_fp8(wan.files.transformer, "plain", torch.float8_e4m3fn)

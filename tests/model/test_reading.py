@@ -22,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rushes.model.packed import Packed
 from rushes.model.reading import load_state, map_file, read_header
 from rushes.shot import ShotError
 
@@ -102,6 +103,8 @@ GGUFS = {
     "huge dimensions": a_gguf(tensor(b"a", (2**62, 2**62)), tensors=1),
     "beyond the file": a_gguf(tensor(b"a", (8,), offset=2**40), tensors=1),
     "too large for the file": a_gguf(tensor(b"a", (10**6,)), tensors=1),
+    "no values": a_gguf(tensor(b"a", (0, 2)), tensors=1),
+    "no values of blocks": a_gguf(tensor(b"a", (32, 0), kind=8), tensors=1),
     "not aligned": a_gguf(tensor(b"a", (8,), offset=3), tensors=1),
     "i-quants": a_gguf(tensor(b"a", (256,), kind=23), tensors=1),
     "a type of nobody": a_gguf(tensor(b"a", (8,), kind=200), tensors=1),
@@ -203,6 +206,7 @@ def test_a_torch_file_that_is_no_state_dict_is_refused(
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from rushes.model.packed import Packed
 from rushes.model.reading import load_state
 from rushes.shot import ShotError
 taken = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
@@ -268,6 +272,23 @@ def test_files_that_lie_only_a_little_are_read(tmp_path: Path) -> None:
     assert torch.equal(state["a"], torch.arange(6.0).view(2, 3)) and state["b"].shape == (0, 4)
     save_file({}, tmp_path / "nothing.safetensors")
     assert load_state(tmp_path / "nothing.safetensors") == {}
+
+
+def test_a_note_on_a_shape_changes_no_bytes(tmp_path: Path) -> None:
+    """Also of blocks, whose rows are those that were written; a note that cannot be is not followed."""
+    values = np.random.default_rng(3).standard_normal((4, 64)).astype(np.float32)
+    raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    opened = torch.from_numpy(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.Q8_0))
+    for noted, shape in (((16, 16), (16, 16)), ((2, 2, 64), (2, 2, 64)), ((5, 5), (4, 64)), ((-4, -64), (4, 64))):
+        writer = gguf.GGUFWriter(tmp_path / "a.gguf", "wan")
+        writer.add_array("comfy.gguf.orig_shape.a", list(noted))
+        writer.add_tensor("a", raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            write()
+        writer.close()
+        weight = load_state(tmp_path / "a.gguf")["a"]
+        assert isinstance(weight, Packed) and weight.shape == shape
+        assert torch.equal(weight.unpack(torch.float32), opened.view(shape))
 
 
 def test_our_reading_is_that_of_safetensors(tmp_path: Path) -> None:

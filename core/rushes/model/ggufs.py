@@ -39,16 +39,13 @@ _TEXT, _LIST = 8, 9
 
 
 class Entry(NamedTuple):
-    """One tensor: its kind, shape (rows first, as torch has it), and where its bytes lie in the file."""
+    """One tensor: its kind, its shape as torch has it, where its bytes lie in the file, and in how many rows."""
 
     kind: str
     shape: tuple[int, ...]
     start: int
     end: int
-
-    @property
-    def rows(self) -> int:
-        return self.shape[0] if len(self.shape) > 1 else 1
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def read(path: Path) -> Contents:
 
 def _placed(name: str, entry: Entry, base: int, size: int, notes: dict[str, Any]) -> Entry:
     """The entry counted from the file's start, in the shape that it had before it was flattened."""
-    kind, shape, start, _ = entry
+    kind, shape, start, _, rows = entry
     values = prod(shape)
     if kind in FORMATS:
         each, block, _ = FORMATS[kind]
@@ -101,7 +98,7 @@ def _placed(name: str, entry: Entry, base: int, size: int, notes: dict[str, Any]
     wanted = notes.get(SHAPE_NOTE + name)
     if isinstance(wanted, tuple) and all(type(n) is int and n > 0 for n in wanted) and prod(wanted) == values:
         shape = wanted
-    return Entry(kind, shape, base + start, base + start + length)
+    return Entry(kind, shape, base + start, base + start + length, rows)
 
 
 class _Reader:
@@ -157,4 +154,6 @@ class _Reader:
             kind, start = self.number("I"), self.number("Q")
             if kind not in _KINDS:
                 raise ValueError(f"{name!r} is in {_REFUSED.get(kind, f'ggml type {kind}')}, which is not read here")
-            yield name, Entry(_KINDS[kind], shape, start, 0)
+            if 0 in shape:
+                raise ValueError(f"{name!r} has no values")
+            yield name, Entry(_KINDS[kind], shape, start, 0, prod(shape[:-1]))

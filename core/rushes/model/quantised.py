@@ -10,8 +10,7 @@ A mark that is not known here is refused: weights read without it would be noise
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,6 @@ class WeightFile:
 
     path: Path
     header: Header
-    _layers: Mapping[str, str] = field(default_factory=dict)  # layer -> what its note says that it is in
 
     @property
     def kinds(self) -> list[str]:
@@ -109,7 +107,7 @@ def open_weights(path: Path) -> WeightFile:
         if noted is not None and noted != dtype:
             raise _refused(path, name, f"weights in {dtype} that a note says are in {noted}")
     shapes = _unflattened({name: header.shapes[name] for name in kept})
-    return WeightFile(path, Header(shapes, {name: header.dtypes[name] for name in kept}, header.metadata), layers)
+    return WeightFile(path, Header(shapes, {name: header.dtypes[name] for name in kept}, header.metadata))
 
 
 def _unflattened(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -118,7 +116,7 @@ def _unflattened(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     for name, shape in shapes.items():
         if name.endswith(_ONE_IN_FRONT) and len(shape) == 2:
             found[name] = (1, *shape)
-        dim = shapes.get(f"{name.removesuffix('.weight')}.bias", (0,))[0]
+        dim = prod(shapes.get(f"{name.removesuffix('.weight')}.bias", (0,)))
         if name.endswith("patch_embedding.weight") and len(shape) != 5 and dim:
             inputs, rest = divmod(prod(shape), dim * prod(PATCH))
             found[name] = shape if rest else (dim, inputs, *PATCH)
@@ -167,7 +165,7 @@ def _scales_of(name: str) -> list[str]:
 def _fp8(weight: Tensor, kind: str, scales: list[Tensor], name: str, path: Path) -> Packed:
     """fp8 as bytes [rows, the rest], with one scale for all or one for each row."""
     rows = weight.shape[0] if weight.ndim > 1 else 1
-    data = weight.contiguous().view(torch.uint8).view(rows, -1)
+    data = weight.contiguous().view(torch.uint8).view(rows, weight.numel() // max(1, rows))
     if not scales:
         return Packed(kind, data, tuple(weight.shape))
     scale = scales[0].float().flatten()
