@@ -116,10 +116,10 @@ def _unflattened(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     for name, shape in shapes.items():
         if name.endswith(_ONE_IN_FRONT) and len(shape) == 2:
             found[name] = (1, *shape)
-        dim = prod(shapes.get(f"{name.removesuffix('.weight')}.bias", (0,)))
-        if name.endswith("patch_embedding.weight") and len(shape) != 5 and dim:
-            inputs, rest = divmod(prod(shape), dim * prod(PATCH))
-            found[name] = shape if rest else (dim, inputs, *PATCH)
+        bias = shapes.get(f"{name.removesuffix('.weight')}.bias", ())
+        if name.endswith("patch_embedding.weight") and len(shape) != 5 and len(bias) == 1 and bias[0]:
+            inputs, rest = divmod(prod(shape), bias[0] * prod(PATCH))
+            found[name] = shape if rest else (bias[0], inputs, *PATCH)
     return found
 
 
