@@ -227,7 +227,10 @@ class Shot:
         fields["guidance"] = list(self.guidance) if isinstance(self.guidance, tuple) else self.guidance
         fields["keyframes"] = [dataclasses.asdict(keyframe) for keyframe in self.keyframes]
         fields["loras"] = [dataclasses.asdict(lora) for lora in self.loras]
-        fields["control"] = [dataclasses.asdict(control) for control in self.control]
+        fields["control"] = [
+            {**dataclasses.asdict(one), "references": list(one.references), "sha256": list(one.sha256)}
+            for one in self.control
+        ]
         return {"version": RECORD_VERSION, **fields}
 
     @classmethod

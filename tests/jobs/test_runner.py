@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from rushes import Engine, Shot
+from rushes import Control, Engine, Shot
 from rushes.jobs import folder, runner
 from rushes.jobs.folder import Job, JobError, create_job, find_job, list_jobs
 from rushes.jobs.runner import run_job
@@ -319,3 +319,29 @@ def test_a_home_that_is_a_file_is_refused(tmp_path: Path, shot: Shot) -> None:
         create_job(tmp_path / "home", shot)
     with pytest.raises(ShotError):
         find_job(tmp_path / "home", "x")
+
+
+def test_a_controlled_job_goes_on_after_a_failure_unless_its_footage_changed(
+    tiny_wan: Callable[..., Any], home: Path, tmp_path: Path
+) -> None:
+    """References lie before the clip in the saved state; with other footage the state is of another shot."""
+    from PIL import Image
+
+    files = tiny_wan(layers=4, vace_in_channels=96, vace_layers=(0, 2)).files
+    vace = Engine.load(files, device="cpu")
+    guide, picture = tmp_path / "guide.png", tmp_path / "reference.png"
+    Image.new("RGB", (32, 32), (200, 30, 90)).save(guide)
+    Image.new("RGB", (40, 20), (10, 130, 90)).save(picture)
+    control = (Control("pose", str(guide)), Control("reference", references=(str(picture),)))
+    shot = Shot("a red ball", negative="", size=(32, 32), frames=5, steps=4, seed=3, control=control)
+    whole = create_job(home, shot, [])
+    assert _run(whole, vace) == "done"
+    broken, changed = (create_job(home, shot, []) for _ in range(2))
+    for job in (broken, changed):
+        assert _run(job, vace, Told("progress", 4, OSError(errno.ENOSPC, "full"))) == "failed"
+        assert job.latents_path.exists()
+    assert _run(broken, vace) == "done" and _content(broken) == _content(whole)
+    Image.new("RGB", (32, 32), (0, 0, 0)).save(guide)
+    told = Told()
+    assert _run(changed, vace, told) == "failed"
+    assert told[-1][1]["message"].startswith("control: a file has changed since this job began")

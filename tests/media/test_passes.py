@@ -109,3 +109,22 @@ def test_footage_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None
         footage_digest(str(tmp_path / name))
     with pytest.raises(ShotError, match="allowed"):
         read_pass(str(tmp_path / name), "pose", (16, 16), 5)
+
+
+def test_a_pass_is_found_among_many_layers(tmp_path: Path) -> None:
+    """As Blender and Nuke name them; colours beside it are not taken for it."""
+    values = np.random.default_rng(8).random((3, 4, 9)).astype(np.float32)
+    for depth, normal in (("ViewLayer.Depth.Z", "ViewLayer.Normal."), ("depth.Z", "normal."), ("Z", "N_normal.")):
+        names = ("R", "G", "B", "A", "V.Combined.R", depth, f"{normal}X", f"{normal}Y", f"{normal}Z")
+        path = str(tmp_path / "many.exr")
+        spec = oiio.ImageSpec(4, 3, 9, "float")
+        spec.channelnames = names
+        out = oiio.ImageOutput.create(path)
+        assert out.open(path, spec) and out.write_image(values) and out.close()
+        stored = [oiio.ImageBuf(path).spec().channelnames.index(name) for name in names]  # EXR sorts them
+        pixels = oiio.ImageBuf(path).get_pixels(oiio.FLOAT)
+        near = 1 / pixels[..., stored[5]]
+        expected = (near - near.min()) / (near.max() - near.min())
+        np.testing.assert_allclose(read_pass(path, "depth", (4, 3), 1)[0, ..., 0], expected, rtol=1e-5, atol=1e-6)
+        normals = (pixels[..., stored[6:9]] + 1) / 2
+        np.testing.assert_allclose(read_pass(path, "normal", (4, 3), 1)[0], normals, rtol=1e-6)

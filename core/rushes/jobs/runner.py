@@ -184,6 +184,9 @@ class _Run:
                 f"model: the weights of {record['model']['name']} have changed since this job began "
                 f"(SHA-256 {then[:8]}, now {now[:8]}); put the old ones back or make a new job"
             )
+        for name in ("keyframes", "control"):
+            if before["shot"].get(name, []) != record["shot"][name]:
+                raise ShotError(f"{name}: a file has changed since this job began; put it back or make a new job")
         step = before["denoising"]["step"] if "denoising" in before else before["shot"]["steps"]
         return Denoising(step, torch.from_numpy(latents), tuple(torch.from_numpy(part) for part in history))
 

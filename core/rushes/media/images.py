@@ -85,6 +85,24 @@ def rgb_channels(spec: oiio.ImageSpec) -> list[int]:
     return 3 * [next((place for place in range(spec.nchannels) if place != spec.alpha_channel), 0)]
 
 
+def pass_channels(spec: oiio.ImageSpec, kind: str) -> list[int]:
+    """Places of a pass among many layers: "depth" is the first channel Z, or of a layer that says depth, three times;
+    "normal" X, Y and Z of a layer that says normal. Without such a one, as `rgb_channels`.
+    """
+    names = [name.lower() for name in spec.channelnames]
+    if kind == "depth":
+        layered = [place for place, name in enumerate(names) if "depth" in name]
+        plain = [place for place, name in enumerate(names) if name == "z"]
+        if found := plain or layered:
+            return 3 * found[:1]
+    if kind == "normal":
+        layers = {name.rpartition(".")[0] for name in names if "normal" in name.rpartition(".")[0]}
+        for layer, axes in ((layer, axes) for layer in sorted(layers, key=len) for axes in ("xyz", "rgb")):
+            if all(f"{layer}.{axis}" in names for axis in axes):
+                return [names.index(f"{layer}.{axis}") for axis in axes]
+    return rgb_channels(spec)
+
+
 def display_window(rgb: np.ndarray, spec: oiio.ImageSpec) -> np.ndarray:
     """What is inside the display window; black where the data window leaves it empty."""
     window = (spec.full_x, spec.full_y, spec.full_width, spec.full_height)

@@ -32,7 +32,7 @@ def read_pass(path: str, kind: str, size: tuple[int, int], frames: int) -> np.nd
     """
     is_exr = path.lower().endswith(".exr")
     if kind == "mask" or (is_exr and kind in _NUMBERS):
-        pictures = _numbers(path, size, is_depth=is_exr and kind == "depth")
+        pictures = _numbers(path, size, kind, is_distance=is_exr and kind == "depth")
     else:
         pictures = _colours(path, size)
     found = []
@@ -82,12 +82,12 @@ def _colours(path: str, size: tuple[int, int]) -> Iterator[np.ndarray]:
             yield from chunk
 
 
-def _numbers(path: str, size: tuple[int, int], is_depth: bool) -> Iterator[np.ndarray]:
+def _numbers(path: str, size: tuple[int, int], kind: str, is_distance: bool) -> Iterator[np.ndarray]:
     """Frames as they are stored. Of depth, one over the distance, which can be scaled where distances cannot."""
-    with read_frames(path, as_stored=True) as reader:
+    with read_frames(path, numbers=kind) as reader:
         for chunk in reader:
             for frame in chunk:
-                yield filled(_nearness(frame) if is_depth else np.nan_to_num(frame), reader.aspect, *size)
+                yield filled(_nearness(frame) if is_distance else np.nan_to_num(frame), reader.aspect, *size)
 
 
 def _nearness(distance: np.ndarray) -> np.ndarray:

@@ -25,14 +25,14 @@ def read_frames(
     path: str | os.PathLike[str],
     colorspace: str | None = None,
     size: tuple[int, int] | None = None,
-    as_stored: bool = False,
+    numbers: str = "",
 ) -> FrameReader:
     """The frames of a sequence, a still or a movie, ready to be iterated; nothing but the first is read yet.
 
     path: an .exr or .png file, the pattern of a sequence of them (plate.%04d.exr or plate.####.exr, all frames),
     a .mov or an .mp4; colorspace: of what is stored, None goes by the tags; size: (width, height), frames are
-    scaled to fill it and cropped, the centre kept, None leaves them as they are; as_stored: numbers that are no
-    colours, such as distances, as the file has them, NaN and infinity too; a colour space has then no meaning.
+    scaled to fill it and cropped, the centre kept, None leaves them as they are; numbers: "depth", "normal" or
+    "mask" for what is no colour: as the file has it, NaN and infinity too, of the layer of that name in an EXR of many.
     Untagged PNG is sRGB, an untagged movie BT.709 in video range, and an untagged EXR is refused. Values tagged
     as BT.709 video are taken for sRGB, as we write them. A plate that was made by the inverse of a view comes as that
     view shows it, unless colorspace is given. Raises ShotError for what is missing, damaged, of
@@ -47,14 +47,14 @@ def read_frames(
     if kind not in KINDS:
         got = f"the suffix is '.{kind}'" if kind else "the name has no suffix"
         raise ShotError(f"{text}: {got}; allowed are {', '.join('.' + one for one in KINDS)}")
-    return FrameReader(_source(text, kind, color.SRGB if as_stored else colorspace), size, as_stored)
+    return FrameReader(_source(text, kind, color.SRGB if numbers else colorspace, numbers), size, bool(numbers))
 
 
-def _source(text: str, kind: str, colorspace: str | None) -> Source:
+def _source(text: str, kind: str, colorspace: str | None, numbers: str) -> Source:
     if kind in ("exr", "png"):
         from rushes.media.sequences import PictureSource
 
-        return PictureSource(text, colorspace)
+        return PictureSource(text, colorspace, numbers)
     if not os.path.isfile(text):
         raise ShotError(f"{text}: there is no such file; an existing movie is allowed")
     from rushes.media.footage import MovieSource

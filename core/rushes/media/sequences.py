@@ -59,11 +59,13 @@ class PictureSource(Source):
     """EXR or PNG files. colorspace: overrides what they say of their colours; None goes by that.
 
     A PNG that says nothing is sRGB. An EXR has to say it, by colorInteropID, by chromaticities (then it is
-    scene-linear) or by our own rushes/colorspace, in this order. Raises ShotError.
+    scene-linear) or by our own rushes/colorspace, in this order. numbers: the pass to look for among many layers, see
+    `images.pass_channels`; "" for colours. Raises ShotError.
     """
 
-    def __init__(self, text: str, colorspace: str | None) -> None:
+    def __init__(self, text: str, colorspace: str | None, numbers: str = "") -> None:
         super().__init__(text)
+        self._numbers = numbers
         self._files, number = find_pictures(text)
         self.frames = len(self._files)
         self._given = None if colorspace is None else color.find_space(colorspace)
@@ -119,8 +121,8 @@ class PictureSource(Source):
 
     def _colours(self, picture: oiio.ImageInput, spec: oiio.ImageSpec, path: Path) -> np.ndarray:
         """The colour channels as they are stored: float32 [h, w, 3]."""
-        wanted = images.rgb_channels(spec)
-        if spec.alpha_channel >= 0 and spec.alpha_channel not in wanted:
+        wanted = images.pass_channels(spec, self._numbers) if self._numbers else images.rgb_channels(spec)
+        if spec.alpha_channel >= 0 and spec.alpha_channel not in wanted and not self._numbers:
             wanted = [*wanted, spec.alpha_channel]
         pixels = _channels(picture, spec, wanted)  # [h, w, 3 or 4]
         if pixels is None:
