@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
+import secrets
 import struct
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rushes.model.packed import Packed
+from rushes.model.quantised import open_weights
 from rushes.model.reading import load_state, map_file, read_header
 from rushes.shot import ShotError
 
@@ -203,10 +206,64 @@ def test_a_torch_file_that_is_no_state_dict_is_refused(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.fixture
+def sound(tmp_path: Path) -> list[Path]:
+    """One file of each kind, with marks, notes and blocks."""
+    note = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    layer = {
+        "a.weight": torch.randn(8, 8).to(torch.float8_e4m3fn),
+        "a.weight_scale": torch.ones(1),
+        "a.comfy_quant": note,
+    }
+    save_file({**layer, "b": torch.randn(3)}, tmp_path / "a.safetensors", {"about": "it"})
+    blocks = gguf.quants.quantize(np.ones((4, 32), np.float32), gguf.GGMLQuantizationType.Q8_0)
+    write_gguf(tmp_path / "b.gguf", blocks)
+    for name, zipped in (("c.pth", True), ("d.pth", False)):
+        torch.save({"a": torch.randn(4, 4)}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    return [tmp_path / name for name in ("a.safetensors", "b.gguf", "c.pth", "d.pth")]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_files_that_were_spoilt_by_chance_are_read_or_refused(sound: list[Path]) -> None:
+    """Bytes changed, lost and added, mostly in the header, other ones each time: never anything but our sentence."""
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    outcomes: Counter[bool] = Counter()
+    for path in sound:
+        whole = path.read_bytes()
+        for _ in range(150):
+            path.unlink()  # written over, it would change what is mapped
+            path.write_bytes(spoilt(whole, draw))
+            for read in (read_header, lambda path: open_weights(path).load()):
+                try:
+                    read(path)
+                    outcomes[True] += 1
+                except ShotError as error:
+                    assert len(str(error).splitlines()) == 1
+                    outcomes[False] += 1
+    assert min(outcomes.values()) > 10 and len(outcomes) == 2
+
+
+def spoilt(whole: bytes, draw: random.Random) -> bytes:
+    data = bytearray(whole)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        at = draw.randrange(min(len(data), 900))
+        match draw.randrange(4):
+            case 0:
+                del data[at : at + draw.randrange(1, 9)]
+            case 1:
+                data[at:at] = draw.randbytes(draw.randrange(1, 9))
+            case _:
+                data[at] = draw.choice((0, 1, 127, 128, 255, draw.randrange(256), data[at] ^ 1 << draw.randrange(8)))
+    return bytes(data)
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path
 from rushes.model.packed import Packed
+from rushes.model.quantised import open_weights
 from rushes.model.reading import load_state
 from rushes.shot import ShotError
 taken = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
@@ -233,9 +290,13 @@ def test_hostile_files_are_refused_in_400_megabytes(tmp_path: Path, environment:
     assert done.returncode == 0, done.stderr
 
 
-def write_gguf(path: Path) -> None:
+def write_gguf(path: Path, blocks: Any = None) -> None:
+    """blocks: a second tensor, in Q8_0, with a note on its shape."""
     writer = gguf.GGUFWriter(path, "wan")
     writer.add_tensor("a", np.ones((2, 3), dtype=np.float32))
+    if blocks is not None:
+        writer.add_array("comfy.gguf.orig_shape.b", [2, 2, 32])
+        writer.add_tensor("b", blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
