@@ -103,7 +103,7 @@ def test_the_encoder_goes_where_memory_is_short(
     tiny_wan: Make, monkeypatch: pytest.MonkeyPatch, room: int | None, stays: bool
 ) -> None:
     """Before the transformer is read; with room for both it stays for the next shot, with the same bits."""
-    monkeypatch.setattr("rushes.engine.device_bytes", lambda device: room)
+    monkeypatch.setattr("rushes.model.placement.device_bytes", lambda device: room)
     engine = Engine.load(tiny_wan().files, device="cpu")
     made = engine.denoise(SHOT)
     assert ("text" in engine._modules.loaded) == stays

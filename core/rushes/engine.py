@@ -27,20 +27,20 @@ from rushes.model.catalog import texts
 from rushes.model.digests import digest
 from rushes.model.embeddings import TextCache, text_cache_folder
 from rushes.model.files import FilesCard, ModelFiles
-from rushes.model.loading import Modules, text_dtype, weight_bytes
+from rushes.model.loading import Modules, text_dtype
 from rushes.model.memory import (
-    SHORT,
     SLACK,
     DecodePlan,
     decode_bytes,
     decode_plan,
-    device_bytes,
     encode_bytes,
+    give_back,
     text_bytes,
     transformer_bytes,
 )
 from rushes.model.operations import Operations
 from rushes.model.parallel import Team
+from rushes.model.placement import Placer, Plan, budget_of, is_roomy, make_plan
 from rushes.model.preview import SIDE, fit_preview
 from rushes.model.shelf import look as look
 from rushes.progress import (
@@ -60,7 +60,7 @@ from rushes.sampling.noise import initial_noise
 from rushes.sampling.schedules import schedule
 from rushes.sampling.solvers import euler, unipc
 from rushes.shot import Shot, ShotError
-from rushes.velocity import HIGH, LOW, GuidedVelocity
+from rushes.velocity import GuidedVelocity
 
 SOLVERS = {"euler": euler, "unipc": unipc}
 
@@ -101,11 +101,14 @@ class Engine(Model):
         prepare: Prepare | None = None,
         attention: HostedSettings | None = None,
         team: Team | None = None,
+        memory: int | None = None,
     ) -> None:
         super().__init__(model.card, model.path, model._tokenizer)
         self.device, self.dtype = device, dtype
         self._decode_memory, self._prepare, self._team = decode_memory, prepare, team
-        self._modules = modules
+        self._modules, self._memory = modules, memory
+        self._placer = Placer(modules, device)
+        self._plan: Plan | None = None  # of the shot that was denoised last
         self._conditioner = Conditioner(model.card, modules, self._ready, device, dtype)
         self._attention = attention
         self._sparse: SparseLayers | None = None  # of the latest sampling
@@ -122,12 +125,15 @@ class Engine(Model):
         prepare: Prepare | None = None,
         attention: HostedSettings | None = None,
         team: Team | None = None,
+        memory: int | None = None,
     ) -> Engine:
         """Load a model: a name on the shelf, its folder or file, or Wan's files.
 
         device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
         when None; under float16 the text is read in bfloat16. decode_memory: bytes that the decoder's activations may
-        take; pictures that need more are decoded in blended tiles. attention: what self-attention keeps, such as
+        take; pictures that need more are decoded in blended tiles. memory: bytes of the device that may be used, most
+        of what it has when None; parts of Wan's files that do not fit together come one after the other, see `plan`.
+        attention: what self-attention keeps, such as
         `rushes.attention.layers.SparseAttention(density=0.2, first_steps=2)`; all of it when None.
         For a host that manages memory: operations is the namespace (torch.nn when None) whose Linear, Conv3d and
         Embedding the transformer and the text encoder are made of. prepare(part, bytes) is called before one of
@@ -149,7 +155,7 @@ class Engine(Model):
             modules = files.read_modules(card, rest, kind, layers)
         else:
             modules = bundle.read_modules(shelf.path, card, rest, kind, layers)
-        return cls(shelf, modules, place, kind, decode_memory, prepare, attention, team)
+        return cls(shelf, modules, place, kind, decode_memory, prepare, attention, team, memory)
 
     def resolve(self, shot: Shot, fit: bool = False, continues: bool = False) -> Shot:
         """As `Model.resolve`, and with the digests of footage. Raises ShotError for footage that has changed."""
@@ -220,6 +226,7 @@ class Engine(Model):
             raise ShotError("lora: got one in a host that moves the weights; the host's own LoRAs are allowed there")
         tell = on_progress or (lambda progress: None)
         tell(Progress("text", 0, 1))
+        self._plan = self._fitted(shot)
         features = self._features(shot)
         tell(Progress("text", 1, 1))
         if on_preview is not None:
@@ -231,7 +238,6 @@ class Engine(Model):
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         settings = self.settings(shot)
         memory = self._denoise_bytes(noise, len(features))
-        self._release_text(memory)
         if self._attention is not None:
             self._sparse = SparseLayers(self._attention, self.card.transformer.layers, shot.steps)
         velocity = GuidedVelocity(
@@ -276,7 +282,10 @@ class Engine(Model):
 
         Memory depends on the chunk, not on the length of the clip. Raises Cancelled between chunks.
         """
+        give_back()
         plan, (height, width) = self._decode_plan(latents), latents.shape[3:]
+        if self._plan is not None:
+            self._placer.enter("vae", self._plan)
         self._ready("vae", decode_bytes(self.card.vae, plan, height, width, self.dtype.itemsize))
         latents = latents.to(self.device, self.dtype)
         total = self.card.vae.frames(latents.shape[2])
@@ -313,6 +322,8 @@ class Engine(Model):
         rows, cache = self.card.transformer.text_len, self._text_cache()
         found = [cache.find(ids, rows) if cache is not None else None for ids in prompts]
         if any(features is None for features in found):
+            if self._plan is not None:
+                self._placer.enter("text", self._plan)
             self._ready("text", text_bytes(self.card.text, rows, text_dtype(self.dtype).itemsize))
         return [
             (self._encoded(ids, rows, cache) if features is None else features).to(self.device, self.dtype)
@@ -320,7 +331,8 @@ class Engine(Model):
         ]
 
     def _encoded(self, ids: list[int], rows: int, cache: TextCache | None) -> Tensor:
-        features = self._modules.text.encode([ids], rows, self.device)
+        place = None if self._prepare is None else self.device  # a host's weights may rest elsewhere
+        features = self._modules.text.encode([ids], rows, place)
         if cache is not None:
             cache.keep(ids, features)
         return features
@@ -332,23 +344,25 @@ class Engine(Model):
             return None
         return TextCache(folder, digest(self.card.files.text), self.device, text_dtype(self.dtype))
 
-    def _release_text(self, work: int) -> None:
-        """Let go of the text encoder before the transformer is read, where both and its work need too much memory."""
-        there = device_bytes(self.device)
-        if self._prepare is not None or there is None or "text" not in self._modules.loaded:
-            return
-        weights = sum(
-            weight_bytes(self.card, part, text_dtype(self.dtype) if part == "text" else self.dtype)
-            for part in ("text", HIGH, "vae")
-        )
-        if weights + work > SHORT * there and isinstance(self.card, FilesCard):
-            self._modules.release("text")
+    def plan(self, shot: Shot) -> Plan:
+        """Where the parts lie while a resolved shot is made, and the memory that they need there."""
+        return make_plan(self.card, shot, self.dtype, self.device.type, budget_of(self.device, self._memory))
+
+    def _fitted(self, shot: Shot) -> Plan | None:
+        """The plan where memory is short; None where there is room for everything, and where a host has the memory."""
+        budget = budget_of(self.device, self._memory)
+        if self._prepare is not None or not isinstance(self.card, FilesCard) or budget is None:
+            return None
+        return None if is_roomy(self.card, shot, self.dtype, budget) else self.plan(shot)
 
     def _enter(self, part: str, memory: int, shot: Shot) -> None:
-        """A transformer is about to work, which needs so many bytes: of two experts the other one goes first."""
-        if self._prepare is None and self.card.boundary is not None:
-            self._modules.release(LOW if part == HIGH else HIGH)
-        self._modules.adapt(part, self._rack.on(part, shot.loras))
+        """A transformer is about to work, which needs so many bytes."""
+        loras = self._rack.on(part, shot.loras)
+        if self._prepare is None:
+            self._placer.enter(part, self._plan, loras)
+        else:
+            self._modules.adapt(part, loras)
+        give_back()
         self._ready(part, memory)
 
     def _fit_preview(self) -> None:
@@ -373,7 +387,8 @@ class Engine(Model):
 
     def _decode_plan(self, latents: Tensor) -> DecodePlan:
         T, h, w = latents.shape[2:]
-        return decode_plan(self.card.vae, T, h, w, self.dtype.itemsize, self._decode_memory)
+        limit = self._decode_memory or (self._plan.decode_limit if self._plan is not None else None)
+        return decode_plan(self.card.vae, T, h, w, self.dtype.itemsize, limit)
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
@@ -388,6 +403,16 @@ def find_device(name: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ShotError(f"device: got {name!r}; cpu, or an accelerator that this torch has, is allowed") from error
     return place
+
+
+def memory_plan(model: Model, shot: Shot, device: torch.device, memory: int | None = None) -> Plan:
+    """The plan of a resolved shot on a device, or, with memory, on a card of so many bytes that need not be here.
+
+    Weights as `Engine.load` has them without a dtype: float32 on the processor; on a card of its own, bfloat16.
+    """
+    if memory is not None:
+        return make_plan(model.card, shot, torch.bfloat16, "cuda", memory)
+    return make_plan(model.card, shot, torch.float32, device.type, budget_of(device, None))
 
 
 def generate(prompt: str | Shot, **fields: Any) -> Clip:

@@ -96,6 +96,8 @@ def _compute(
     if not math.isfinite(used):
         raise ValueError(f"scale: got {scale}; a finite number is allowed")
     if is_torch(q):
+        if q.device.type == "meta":  # shapes alone, of a plan
+            return q.new_empty(q.shape)
         from rushes.attention import torch_backend
 
         if torch_backend.is_traced(q, k, v):

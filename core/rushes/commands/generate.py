@@ -15,7 +15,7 @@ from rushes.commands import making
 from rushes.commands.asking import read_shot, shot_options
 from rushes.commands.launched import Place, find_place
 from rushes.commands.making import Delivery
-from rushes.commands.options import check_output_options, output_options, read_format
+from rushes.commands.options import check_output_options, output_options, parse_memory, read_format
 from rushes.commands.reporting import Reporter, make_reporter
 from rushes.commands.stopping import stop_on_signals
 from rushes.shot import Shot, ShotError
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     help="Share of self-attention that is computed, such as 0.2, or fields: density=0.2,first_steps=2,last_layers=1, "
     "window=3x3x3, tile=4x4x4; dense for all of it.",
 )
+@click.option("--memory", metavar="GB", help="Memory of the device to keep to (default: most of what it has).")
 def generate(
     prompt: tuple[str, ...],
     source: str | None,
@@ -43,6 +44,7 @@ def generate(
     as_json: bool,
     fit: bool,
     sparse: str | None,
+    memory: str | None,
     **options: Any,
 ) -> None:
     """Make a clip that follows PROMPT, one sentence in quotes.
@@ -52,6 +54,7 @@ def generate(
     """
     started = time.perf_counter()
     check_output_options(outputs, device)
+    budget = parse_memory(memory)
     shot, expected = read_shot(prompt, source, options)
     delivery = Delivery(outputs, overwrite, read_format(options))
     delivery.check(shot)
@@ -60,7 +63,7 @@ def generate(
         make_reporter(as_json, silent=place is not None and not place.leads) as reporter,
         making.warnings_reported(reporter),
     ):
-        shot, files, record = _make(shot, expected, delivery, device, fit, sparse, reporter, place)
+        shot, files, record = _make(shot, expected, delivery, device, fit, sparse, budget, reporter, place)
     reporter.done(outputs, files, shot, record, time.perf_counter() - started)
 
 
@@ -71,6 +74,7 @@ def _make(
     device: str | None,
     fit: bool,
     sparse: str | None,
+    memory: int | None,
     reporter: Reporter,
     place: Place | None,
 ) -> tuple[Shot, list[str], dict[str, Any]]:
@@ -81,7 +85,9 @@ def _make(
     if place is not None:
         device = place.device(device)
     with nullcontext() if place is None else joined(place.rank, place.size) as team:
-        engine = Engine.load(shot.model, device=device, attention=_attention(sparse, expected), team=team)
+        engine = Engine.load(
+            shot.model, device=device, attention=_attention(sparse, expected), team=team, memory=memory
+        )
         shot = engine.resolve(shot, fit=fit)
         delivery.check(shot)
         record = engine.record(shot)

@@ -122,6 +122,16 @@ def parse_float(name: str, text: str) -> float:
         raise ShotError(f"{name}: got {text!r}; a number is allowed") from None
 
 
+def parse_memory(text: str | None) -> int | None:
+    """Gigabytes, "8" or "23.5", as bytes; None for none."""
+    if text is None:
+        return None
+    gigabytes = parse_float("memory", text.removesuffix("GB").strip())
+    if not 0 < gigabytes < 1e6:
+        raise ShotError(f"memory: got {text!r}; gigabytes such as 8 or 23.5 are allowed")
+    return int(gigabytes * 1e9)
+
+
 def parse_model(text: str) -> str:
     """A model's name as it is, a path made absolute, so that a shot can be made again from any folder."""
     is_path = is_weights(Path(text)) or any(mark in text for mark in (os.sep, os.altsep) if mark)

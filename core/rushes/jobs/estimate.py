@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rushes.engine import Model, find_device
+from rushes.engine import Model, find_device, memory_plan
 from rushes.jobs.folder import list_jobs
 from rushes.shot import Shot
 
@@ -19,12 +19,17 @@ LOOK_BACK = 20  # jobs
 PIXEL_FLOPS = 5e4  # of a decoder, for a machine that has made nothing yet
 
 
-def estimate(home: Path, model: Model, shot: Shot, device: str | None = None) -> dict[str, Any]:
+def estimate(
+    home: Path, model: Model, shot: Shot, device: str | None = None, memory: int | None = None
+) -> dict[str, Any]:
     """Seconds and bytes for a resolved shot on a device, the fastest there is when None.
 
-    measured: by earlier jobs of this model here, or by a quick trial. Raises ShotError for a device that is not there.
+    memory: bytes of a card, whether it is here or not, that the plan has to keep to. In the answer, measured tells
+    seconds by earlier jobs of this model here from those by a quick trial; `memory` is the plan, see
+    `model.placement.Plan`, and bytes its peak on the device. Raises ShotError for a device that is not there.
     """
     work, place = model.work(shot), find_device(device)
+    plan = memory_plan(model, shot, place, memory)
     paces: dict[str, list[float]] = {"flops": [], "pixels": []}
     for job in list_jobs(home)[-LOOK_BACK:]:
         for event in job.events():
@@ -35,7 +40,10 @@ def estimate(home: Path, model: Model, shot: Shot, device: str | None = None) ->
         trial = _trial(place)
         paces = {"flops": [trial], "pixels": [trial / PIXEL_FLOPS]}
     seconds = work.flops / median(paces["flops"]) + work.pixels / median(paces["pixels"])
-    return {"seconds": round(seconds, 4), "bytes": work.bytes, "measured": measured, "shot": shot.to_dict()}
+    return {
+        "seconds": round(seconds, 4), "bytes": plan.peak, "measured": measured, "memory": plan.to_dict(),
+        "shot": shot.to_dict(),
+    }  # fmt: skip
 
 
 def _trial(device: torch.device) -> float:

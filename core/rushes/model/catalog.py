@@ -14,19 +14,16 @@ from rushes.model.digests import digest
 from rushes.model.files import FilesCard, ModelFiles, files_card
 from rushes.model.finding import find_model
 from rushes.model.forms import check_control, check_keyframes
-from rushes.model.memory import DECODE_BYTES, transformer_bytes
 from rushes.model.rack import FEW_GUIDANCE, FEW_STEPS, Rack, Settings, has_few_steps
-from rushes.model.reading import size_of
 from rushes.model.tokenizer import Tokenizer
 from rushes.shot import TRAINED_MEDIA, Keyframe, Lora, Shot, ShotError, format_guidance
 
 
 class Work(NamedTuple):
-    """What a shot costs: products and sums of the transformer, pixels of the decoder, bytes while it is made."""
+    """What a shot costs: products and sums of the transformer, pixels of the decoder."""
 
     flops: float
     pixels: int
-    bytes: int
 
 
 class Model:
@@ -135,10 +132,7 @@ class Model:
         tokens = latent_frames * (h // transformer.patch_size) * (w // transformer.patch_size)
         batch = 2 if shot.is_guided else 1
         flops = batch * shot.steps * transformer.flops(tokens)
-        weights = sum(size_of(path) for path in set(self.card.paths(self.path).values()))
-        peak = transformer_bytes(transformer, batch, tokens, 4) + DECODE_BYTES
-        opened = 1 if isinstance(self.card, FilesCard) else 2  # a bundle's float16 becomes float32
-        return Work(flops, shot.frames * shot.size[0] * shot.size[1], opened * weights + peak)
+        return Work(flops, shot.frames * shot.size[0] * shot.size[1])
 
     def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:
         """Keyframes at frames counted from 0, sealed, in order."""

@@ -36,8 +36,11 @@ class Modules(Mapping[str, nn.Module]):
     Each is read when it is first asked for, and kept until it is let go of.
     """
 
-    def __init__(self, names: tuple[str, ...], load: Callable[[str], nn.Module], read: Read) -> None:
+    def __init__(
+        self, names: tuple[str, ...], load: Callable[[str, torch.device], nn.Module], read: Read, device: torch.device
+    ) -> None:
         self._names, self._load, self._read = names, load, read
+        self._device, self._devices = device, dict[str, torch.device]()
         self._loaded: dict[str, nn.Module] = {}
         self._adapted: dict[str, Adapted] = {}
 
@@ -45,7 +48,7 @@ class Modules(Mapping[str, nn.Module]):
         if name not in self._names:
             raise KeyError(name)
         if name not in self._loaded:
-            self._loaded[name] = self._load(name)
+            self._loaded[name] = self._load(name, self._devices.get(name, self._device))
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -63,6 +66,12 @@ class Modules(Mapping[str, nn.Module]):
         """Let go of a part; asked for again, it is read again."""
         self._loaded.pop(name, None)
         self._adapted.pop(name, None)
+
+    def settle(self, name: str, device: torch.device) -> None:
+        """Have a part on this device: read there when it is asked for, and read again where it is on another."""
+        if self._devices.get(name, self._device) != device:
+            self.release(name)
+        self._devices[name] = device
 
     def adapt(self, name: str, loras: Sequence[tuple[Lora, float]]) -> None:
         """Have these LoRAs, with these strengths, on a transformer, and no others."""
@@ -105,13 +114,13 @@ def load_modules(
     by `refuse`, where its tensors are not the card's.
     """
 
-    def load(name: str) -> nn.Module:
+    def load(name: str, place: torch.device) -> nn.Module:
         module = _empty(card, name, operations)
         kind = text_dtype(dtype) if name == "text" else dtype
-        fill(module, read(name), device, kind, partial(refuse, name))
+        fill(module, read(name), place, kind, partial(refuse, name))
         return module.eval().requires_grad_(False)
 
-    return Modules(card.parts, load, read)
+    return Modules(card.parts, load, read, device)
 
 
 def part_shapes(card: Card, name: str) -> Shapes:
@@ -125,13 +134,8 @@ def check_shapes(card: Card, name: str, shapes: Shapes, refuse: Refuse) -> None:
         raise refuse(name, reason)
 
 
-def weight_bytes(card: Card, name: str, dtype: torch.dtype) -> int:
-    """What a part's weights take in a type, each counted once; packed ones take less."""
-    return sum(t.numel() for t in _empty(card, name, nn).parameters()) * dtype.itemsize
-
-
 def _empty(card: Card, name: str, operations: Operations) -> nn.Module:
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), Unfilled():
         return _MAKERS[name](card, operations)
 
 
@@ -188,7 +192,7 @@ def _misfit(module: nn.Module, shapes: Shapes) -> str:
     return "; ".join(f"{name!r} is {list(shapes[name])}, not {list(expected[name])}" for name in wrong[:1])
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """Leaves new weights unfilled: a file fills them. torch would load its whole compiler to draw numbers on "meta"."""
 
     def __torch_function__(

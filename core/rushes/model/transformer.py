@@ -412,4 +412,5 @@ def gated(x: Tensor, update: Tensor, gate: Tensor, frames: Tensor | None = None)
 def working_dtype(x: Tensor) -> torch.dtype:
     """What the matrices will work in: autocast's type where it is on, lest q, k and v each convert their input."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not on "meta", for one
+    return torch.get_autocast_dtype(kind) if is_on else x.dtype
