@@ -53,6 +53,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guidance": 101}, "guidance"),
     ({"guidance": "4"}, "guidance"),
     ({"guidance": ()}, "guidance"),
+    ({"shift": 0}, "shift"),
+    ({"shift": 101}, "shift"),
+    ({"shift": float("nan")}, "shift"),
+    ({"shift": "5"}, "shift"),
+    ({"shift": True}, "shift"),
     ({"guidance": [4.0]}, "guidance"),
     ({"guidance": (4.0, 3.0, 2.0)}, "guidance"),
     ({"guidance": (4.0, -1)}, "guidance"),
@@ -74,6 +79,7 @@ def _random_shot(dice: random.Random) -> Shot:
         steps=None if maybe() < 0.3 else dice.randint(1, 1000),
         guidance=dice.choice([None, dice.uniform(0, 100), (dice.uniform(0, 100), dice.uniform(0, 100))]),
         model=dice.choice(["starter", "C:\\models\\größe.safetensors"]),
+        shift=dice.choice([None, dice.uniform(0.01, 100)]),
         control=tuple(
             dice.choice(
                 [

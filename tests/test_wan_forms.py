@@ -480,6 +480,20 @@ def test_every_form_is_the_same_from_every_layout(
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
+def test_a_shots_own_shift_comes_first(tiny_wan: Make, rushes: Make) -> None:
+    """Over the model's and the files', with the same bits as theirs; the record and --from have it."""
+    files = tiny_wan().files
+    engine = Engine.load(dataclasses.replace(files, shift=2.0), device="cpu")
+    made = engine.denoise(shot(shift=7.0))
+    assert torch.equal(made, Engine.load(dataclasses.replace(files, shift=7.0), device="cpu").denoise(shot()))
+    assert engine.record(engine.resolve(shot(shift=7.0)))["model"]["shift"] == 7.0
+    assert engine.record(engine.resolve(shot()))["model"]["shift"] == 2.0
+    small = ("--size", "32x32", "--frames", "1", "--steps", "1", "--guidance", "1")
+    done = rushes("generate", WORDS, "--model", str(files.transformer), "--shift", "7", *small, "-o", "a.safetensors")
+    assert done.returncode == 0 and "shift          7" in rushes("inspect", "a.safetensors").stdout
+    assert "shift: got 0.0; a number from 0.01" in rushes("generate", WORDS, "--shift", "0", "-o", "a.mp4").stderr
+
+
 def test_models_show_tells_a_form_and_its_settings(tiny_wan: Make, rushes: Make) -> None:
     """Which it is, what it takes, and every number that a shot gets where it does not say; as JSON too."""
     experts = tiny_wan(names=EXPERTS, **IMAGE).files

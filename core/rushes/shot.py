@@ -164,7 +164,8 @@ class Shot:
     seed: 0 ... 2^63 - 1; steps: denoising steps; guidance: classifier-free guidance, 1 or less turns it off, or a pair
     of them for the high-noise and the low-noise expert of a model that has two;
     model: a name, folder or .safetensors file; keyframes: pictures the shot must pass through; loras: what is put on
-    the model, each a `Lora` or its text, see `parse_lora`; control: footage that steers a VACE model.
+    the model, each a `Lora` or its text, see `parse_lora`; control: footage that steers a VACE model;
+    shift: how far the schedule is bent towards noise, 0.01 ... 100.
     Raises ShotError for a value that no model allows; what one model allows is checked by `Engine.resolve`.
     """
 
@@ -180,6 +181,7 @@ class Shot:
     keyframes: tuple[Keyframe, ...] = ()
     loras: tuple[Lora, ...] = ()
     control: tuple[Control, ...] = ()
+    shift: float | None = None
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt, may_be_empty=False)
@@ -196,6 +198,8 @@ class Shot:
             _check_int("steps", self.steps, 1, 1000)
         if self.guidance is not None:
             object.__setattr__(self, "guidance", _checked_guidance(self.guidance))
+        if self.shift is not None:
+            object.__setattr__(self, "shift", _checked_shift(self.shift))
         if not isinstance(self.model, str) or not self.model:
             raise ShotError(f"model: got {self.model!r}; a name, a folder or a .safetensors file is allowed")
         object.__setattr__(self, "keyframes", tuple(self.keyframes))
@@ -340,6 +344,12 @@ def _checked_guidance(value: object) -> float | tuple[float, float]:
             "the high-noise and the low-noise expert"
         )
     return float(value) if isinstance(value, (int, float)) else (float(values[0]), float(values[1]))
+
+
+def _checked_shift(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.01 <= value <= 100:
+        raise ShotError(f"shift: got {value!r}; a number from 0.01 to 100 is allowed")
+    return float(value)
 
 
 def parse_guidance(text: str) -> float | tuple[float, float]:

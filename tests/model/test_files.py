@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import random
 import re
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from rushes.model.experts import level
 from rushes.model.files import ModelFiles, files_card, read_modules
 from rushes.model.placement import make_plan
 from rushes.model.preview import fit_preview
+from rushes.model.reading import read_header
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, UMT5_XXL
 from rushes.shot import Shot, ShotError
 
@@ -549,3 +551,46 @@ def test_a_preview_is_fitted_to_the_vae(starter: str) -> None:
     rough = torch.einsum("cthw,cr->trhw", latents, table[:-1]) + table[-1][:, None, None]
     assert table.shape == (vae.config.latent_channels + 1, 3)
     assert (rough - cells).square().mean().sqrt() < cells.std() / 2
+
+
+@pytest.mark.parametrize("form", ["text", "ends", "experts", "control"])
+def test_shapes_of_any_kind_are_refused_in_one_sentence(tiny_wan: TinyWan, form: str) -> None:
+    """A few tensors gone, empty, of other sizes or dimensions, in any of the files: never another exception."""
+    fields: dict[str, Any] = {
+        "text": {},
+        "ends": {"in_channels": 36, "image_dim": 24, "image_positions": 10},
+        "experts": {"in_channels": 36, "names": ("a_high_noise", "a_low_noise")},
+        "control": {"layers": 4, "vace_in_channels": 96, "vace_layers": (0, 2)},
+    }[form]
+    files = tiny_wan("original", **fields).files
+    headers = {part: read_header(path) for part, path in files.paths.items()}
+    dice = random.Random(form)
+    for _ in range(40):
+        part = dice.choice(list(headers))
+        shapes = {name: list(shape) for name, shape in headers[part].shapes.items()}
+        for name in dice.sample(list(shapes), 3):
+            change = dice.randrange(4)
+            if change == 0:
+                del shapes[name]
+            elif change == 1 and shapes[name]:
+                shapes[name][dice.randrange(len(shapes[name]))] = dice.choice([0, 1, 2, 3, 7, 1000])
+            else:
+                shapes[name] = [] if change == 2 else [*shapes[name], dice.choice([0, 1, 5])]
+        path = files.paths[part].with_name(f"changed_{part}.safetensors")
+        hollow(path, shapes)
+        with pytest.raises(ShotError) as caught:
+            read_modules(files_card(dataclasses.replace(files, **{part: path})), CPU, torch.float32)
+        assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{part.removesuffix('_low')}")
+
+
+def hollow(path: Path, shapes: dict[str, list[int]]) -> None:
+    """A float32 file of these shapes, all of it a hole in the disk."""
+    header: dict[str, Any] = {"__metadata__": {"config": '{"num_heads": 2}'}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)

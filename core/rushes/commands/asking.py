@@ -11,7 +11,7 @@ import click
 
 from rushes.commands import making
 from rushes.commands.controls import control_options, read_control
-from rushes.commands.options import Command, check_text, parse_int, parse_keyframe, parse_lora, parse_model
+from rushes.commands.options import Command, check_text, parse_float, parse_int, parse_keyframe, parse_lora, parse_model
 from rushes.shot import Shot, ShotError, parse_fps, parse_guidance, parse_size
 
 
@@ -33,7 +33,12 @@ def shot_options(command: Command) -> Command:
             metavar="G",
             help="How strictly the prompt is followed; 1 or less turns it off. HIGH,LOW for a model of two experts.",
         ),
-        click.option("--negative", metavar="TEXT", help="What must not be seen."),
+        click.option(
+            "--shift", metavar="S", help="How far the schedule is bent towards noise (default: the model's own)."
+        ),
+        click.option(
+            "--negative", metavar="TEXT", help='What must not be seen; "" for nothing, where a model has some.'
+        ),
         click.option(
             "--keyframe",
             "keyframes",
@@ -88,6 +93,7 @@ def _read_changes(options: Mapping[str, Any]) -> dict[str, Any]:
         "seed": lambda text: parse_int("seed", text),
         "steps": lambda text: parse_int("steps", text),
         "guidance": parse_guidance,
+        "shift": lambda text: parse_float("shift", text),
     }
     changes = {name: read(options[name]) for name, read in readers.items() if options[name] is not None}
     if options["keyframes"]:

@@ -46,6 +46,7 @@ def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(shot.seed)),
         ("steps", "" if shot.steps is None else str(shot.steps)),
         ("guidance", "" if shot.guidance is None else format_guidance(shot.guidance)),
+        ("shift", "" if shot.shift is None else f"{shot.shift:g}"),
         *((f"keyframe {keyframe.frame}", keyframe.image) for keyframe in shot.keyframes),
         *((f"lora {lora.expert}".strip(), f"{lora.path} at {lora.strength:g}") for lora in shot.loras),
         *((f"control {control.kind}", describe(control)) for control in shot.control),

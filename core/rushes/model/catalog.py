@@ -84,8 +84,10 @@ class Model:
             self._digests = {part: found[path] for part, path in paths.items()}
             self._sha256 = joint_digest(list(self._digests.values()))
         model = {"name": self.card.name, "sha256": self._sha256, **self.card.details(self._digests, size)}
+        if shot.loras or shot.shift is not None:
+            model |= self.settings(shot)._asdict()
         if shot.loras:
-            model |= {"loras": self._rack.record(shot.loras), **self.settings(shot)._asdict()}
+            model |= {"loras": self._rack.record(shot.loras)}
         unknown = [word for text in texts(shot).values() for word in self._tokenizer.encode(text)[1]]
         return {
             "rushes": __version__,

@@ -194,6 +194,8 @@ def required_shape(shapes: Shapes, name: str, what: str, dims: int | None = None
             f"model: tensor {name!r} has the shape {list(shape)}, but a {what} has {dims} dimensions there; "
             "choose another file"
         )
+    if 0 in shape:
+        raise ShotError(f"model: tensor {name!r} is empty, with the shape {list(shape)}; choose another file")
     return shape
 
 
@@ -220,12 +222,17 @@ def infer_transformer_config(shapes: Shapes, *, heads: int | None = None, text_l
         freq_dim=required_shape(shapes, "time_embedding.0.weight", what, 2)[1],
         text_dim=required_shape(shapes, "text_embedding.0.weight", what, 2)[1],
         text_len=text_len,
-        image_dim=shapes["img_emb.proj.1.weight"][1] if has_image else None,
-        image_positions=shapes["img_emb.emb_pos"][1] if "img_emb.emb_pos" in shapes else 0,
-        pooled_dim=shapes["pooled_embedding.1.weight"][1] if "pooled_embedding.1.weight" in shapes else 0,
+        image_dim=required_shape(shapes, "img_emb.proj.1.weight", what, 2)[1] if has_image else None,
+        image_positions=_optional(shapes, "img_emb.emb_pos", what, 3),
+        pooled_dim=_optional(shapes, "pooled_embedding.1.weight", what, 2),
         vace_in_channels=required_shape(shapes, "vace_patch_embedding.weight", what, 5)[1] if vace_layers else 0,
         vace_layers=vace_layers,
     )
+
+
+def _optional(shapes: Shapes, name: str, what: str, dims: int) -> int:
+    """The second size of a tensor that some models have; 0 for the others."""
+    return required_shape(shapes, name, what, dims)[1] if name in shapes else 0
 
 
 def _vace_layers(layers: int, blocks: int) -> tuple[int, ...]:

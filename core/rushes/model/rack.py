@@ -74,11 +74,13 @@ class Rack:
         card = self._card
         defaults = card.defaults
         if not has_few_steps(shot) or not isinstance(card, FilesCard):
-            return Settings(defaults.solver, defaults.schedule, card.shift(shot.size or defaults.size))
+            shift = card.shift(shot.size or defaults.size) if shot.shift is None else shot.shift
+            return Settings(defaults.solver, defaults.schedule, shift)
         given = card.files
         solver = given.solver or "euler"
         schedule = given.schedule or ("simple" if solver == "euler" else defaults.schedule)
-        return Settings(solver, schedule, FEW_SHIFT if given.shift is None else given.shift)
+        asked = given.shift if shot.shift is None else shot.shift
+        return Settings(solver, schedule, FEW_SHIFT if asked is None else asked)
 
     def notes(self, resolved: Sequence[Lora]) -> list[str]:
         """What the artist should know, one sentence each."""
