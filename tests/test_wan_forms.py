@@ -200,14 +200,14 @@ def test_experts_are_never_in_memory_together(tiny_wan: Make, monkeypatch: pytes
     order: list[str] = []
     load = engine._modules._load
 
-    def watched(part: str) -> Any:
+    def watched(part: str, place: torch.device) -> Any:
         if part.startswith("transformer"):
             order.append(part)
             assert all(module() is None for name, module in alive.items() if name != part)
-            module = load(part)
+            module = load(part, place)
             alive[part] = weakref.ref(module)
             return module
-        return load(part)
+        return load(part, place)
 
     monkeypatch.setattr(engine._modules, "_load", watched)
     first = engine.denoise(shot())
