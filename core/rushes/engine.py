@@ -22,6 +22,7 @@ from rushes.attention.hosted import HostedSettings
 from rushes.attention.layers import SparseLayers
 from rushes.conditions import Conditioner
 from rushes.model import bundle, files
+from rushes.model.bundle import Card
 from rushes.model.catalog import Model as Model
 from rushes.model.catalog import texts
 from rushes.model.digests import digest
@@ -42,6 +43,7 @@ from rushes.model.operations import Operations
 from rushes.model.parallel import Team
 from rushes.model.placement import Placer, Plan, budget_of, is_roomy, make_plan
 from rushes.model.preview import SIDE, fit_preview
+from rushes.model.reuse import Reuse, saved_state
 from rushes.model.shelf import look as look
 from rushes.progress import (
     Cancel,
@@ -112,6 +114,7 @@ class Engine(Model):
         self._conditioner = Conditioner(model.card, modules, self._ready, device, dtype)
         self._attention = attention
         self._sparse: SparseLayers | None = None  # of the latest sampling
+        self._reuse: Reuse | None = None  # of the same
         self._rough = torch.tensor(model.card.preview, dtype=torch.float32)  # [C + 1, 3]; empty until it is fitted
 
     @classmethod
@@ -130,9 +133,10 @@ class Engine(Model):
         """Load a model: a name on the shelf, its folder or file, or Wan's files.
 
         device: "cpu", "cuda", "mps" ...; the fastest there is when None. dtype: of the weights and the work, float32
-        when None; under float16 the text is read in bfloat16. decode_memory: bytes that the decoder's activations may
-        take; pictures that need more are decoded in blended tiles. memory: bytes of the device that may be used, most
-        of what it has when None; parts of Wan's files that do not fit together come one after the other, see `plan`.
+        when None, but bfloat16 for Wan's files on a CUDA card; under float16 the text is read in bfloat16.
+        decode_memory: bytes that the decoder's activations may take; pictures that need more are decoded in blended
+        tiles. memory: bytes of the device that may be used, most of what it has when None; parts of Wan's files that
+        do not fit together come one after the other, see `plan`.
         attention: what self-attention keeps, such as
         `rushes.attention.layers.SparseAttention(density=0.2, first_steps=2)`; all of it when None.
         For a host that manages memory: operations is the namespace (torch.nn when None) whose Linear, Conv3d and
@@ -143,9 +147,10 @@ class Engine(Model):
         the same calls of `denoise`, and each gets the latents.
         Raises ShotError for a model or device that is not there.
         """
-        place, kind, layers = find_device(device), dtype or torch.float32, operations or nn
+        place, layers = find_device(device), operations or nn
         rest = place if prepare is None else torch.device("cpu")
         shelf = Model.open(model)
+        kind = dtype or usual_dtype(shelf.card, place.type)
         if (card := shelf.card).defaults.solver not in SOLVERS:
             raise ShotError(f"solver: got {card.defaults.solver!r}; {' or '.join(SOLVERS)} is allowed")
         schedule(card.defaults.schedule, 4, card.defaults.shift)  # refuses a name or a shift that it does not allow
@@ -240,9 +245,14 @@ class Engine(Model):
         memory = self._denoise_bytes(noise, len(features))
         if self._attention is not None:
             self._sparse = SparseLayers(self._attention, self.card.transformer.layers, shot.steps)
+        reuse = self._reuse = Reuse(shot.reuse, self._team) if shot.reuse else None
+        if on_state is not None and reuse is not None:  # what cannot be taken up bit for bit is not offered
+            offer = on_state
+            on_state = lambda now: offer(now) if saved_state(now.step) else None  # noqa: E731
         velocity = GuidedVelocity(
             self._modules, features, given, shot.guidance_pair, self.card.boundary,
-            lambda part: self._enter(part, memory, shot), cancel, self._sparse, self._team,
+            lambda part: self._enter(part, memory, shot), cancel, self._sparse, self._team, reuse,
+            None if shot.guided == 1 else round(shot.guided * shot.steps),
         )  # fmt: skip
         plan = schedule(settings.schedule, shot.steps, settings.shift)
         at = resume or Denoising(0, noise, ())
@@ -259,6 +269,10 @@ class Engine(Model):
         latents = solver(step, x, plan, callback=callback, start=at.step, history=history)
         latents = latents if given.known is None else put_back(latents, given.known)
         return latents[:, :, given.references :].float().cpu()
+
+    def reuse_report(self) -> dict[str, Any] | None:
+        """What the latest sampling reused, see `model.reuse.Reuse.report`; None for a shot that reuses nothing."""
+        return None if self._reuse is None else self._reuse.report()
 
     @torch.inference_mode()
     def encode(self, frames: Frames) -> Tensor:
@@ -405,14 +419,15 @@ def find_device(name: str | torch.device | None) -> torch.device:
     return place
 
 
-def memory_plan(model: Model, shot: Shot, device: torch.device, memory: int | None = None) -> Plan:
-    """The plan of a resolved shot on a device, or, with memory, on a card of so many bytes that need not be here.
+def usual_dtype(card: Card, device: str) -> torch.dtype:
+    """What a model works in where nobody says."""
+    return torch.bfloat16 if device == "cuda" and isinstance(card, FilesCard) else torch.float32
 
-    Weights as `Engine.load` has them without a dtype: float32 on the processor; on a card of its own, bfloat16.
-    """
-    if memory is not None:
-        return make_plan(model.card, shot, torch.bfloat16, "cuda", memory)
-    return make_plan(model.card, shot, torch.float32, device.type, budget_of(device, None))
+
+def memory_plan(model: Model, shot: Shot, device: torch.device, memory: int | None = None) -> Plan:
+    """The plan of a resolved shot on a device, or, with memory, on a CUDA card of so many bytes, here or not."""
+    kind, budget = ("cuda", memory) if memory is not None else (device.type, budget_of(device, None))
+    return make_plan(model.card, shot, usual_dtype(model.card, kind), kind, budget)
 
 
 def generate(prompt: str | Shot, **fields: Any) -> Clip:

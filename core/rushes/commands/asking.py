@@ -54,6 +54,16 @@ def shot_options(command: Command) -> Command:
             help="Put a LoRA on the model; high=FILE or low=FILE for one of two experts. Repeatable.",
         ),
         control_options,
+        click.option(
+            "--reuse",
+            metavar="SHARE",
+            help="Faster, with an error: skip blocks while the first one changes by less, such as 0.1 (default 0).",
+        ),
+        click.option(
+            "--guided",
+            metavar="SHARE",
+            help="Faster, with an error: share of the steps with guidance, such as 0.6 (default 1).",
+        ),
         click.option("--fit", is_flag=True, help="Take the nearest size and number of frames that the model allows."),
     ]
     for option in reversed(options):
@@ -94,6 +104,8 @@ def _read_changes(options: Mapping[str, Any]) -> dict[str, Any]:
         "steps": lambda text: parse_int("steps", text),
         "guidance": parse_guidance,
         "shift": lambda text: parse_float("shift", text),
+        "reuse": lambda text: parse_float("reuse", text),
+        "guided": lambda text: parse_float("guided", text),
     }
     changes = {name: read(options[name]) for name, read in readers.items() if options[name] is not None}
     if options["keyframes"]:

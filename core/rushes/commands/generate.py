@@ -100,6 +100,8 @@ def _make(
             latents = engine.denoise(shot, on_progress=reporter.progress, cancel=stop.event)
             if (report := engine.attention_report()) is not None:
                 reporter.attention(report)
+            if (reused := engine.reuse_report()) is not None:
+                reporter.reuse(reused)
             leads = team is None or team.leads
             files = delivery.write(engine, latents, record, reporter, stop) if leads else []
     return shot, files, record

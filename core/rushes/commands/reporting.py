@@ -69,6 +69,12 @@ class Reporter:
         parts += [f"dense in {', '.join(dense)}"] if dense else []
         click.echo(f"rushes: attention: {'; '.join(parts)}", err=True)
 
+    def reuse(self, report: Mapping[str, Any]) -> None:
+        """What steps took from earlier ones, see `Reuse.report`: a line on stderr, all of it for a program."""
+        reused, full = len(report["reused_steps"]), len(report["full_steps"])
+        error = f"their first block was up to {report['change']:.1%} off" if reused else "none changed so little"
+        click.echo(f"rushes: reuse: {reused} of {reused + full} steps reused most blocks; {error}", err=True)
+
     def done(
         self,
         outputs: Sequence[str],
@@ -101,6 +107,9 @@ class JsonReporter(Reporter):
 
     def attention(self, report: Mapping[str, Any]) -> None:
         self._emit("attention", **report)
+
+    def reuse(self, report: Mapping[str, Any]) -> None:
+        self._emit("reuse", **report)
 
     def done(
         self,

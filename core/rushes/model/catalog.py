@@ -132,7 +132,7 @@ class Model:
         h, w = shot.size[1] // vae.spatial_factor, shot.size[0] // vae.spatial_factor
         latent_frames = vae.latent_frames(shot.frames) + sum(len(control.references) for control in shot.control)
         tokens = latent_frames * (h // transformer.patch_size) * (w // transformer.patch_size)
-        batch = 2 if shot.is_guided else 1
+        batch = 1 + shot.guided if shot.is_guided else 1
         flops = batch * shot.steps * transformer.flops(tokens)
         return Work(flops, shot.frames * shot.size[0] * shot.size[1])
 

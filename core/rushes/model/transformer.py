@@ -22,6 +22,7 @@ from rushes.attention import TilePattern, TopK, attention
 from rushes.model.config import TransformerConfig
 from rushes.model.operations import Operations
 from rushes.model.parallel import Team
+from rushes.model.reuse import Reuse
 from rushes.model.rope import rope_table, rotate
 
 Rope = tuple[Tensor, Tensor]
@@ -282,6 +283,7 @@ class Transformer(nn.Module):
         pattern: Callable[[Grid], Pattern | None] | None = None,
         attend: Attend | None = None,
         team: Team | None = None,
+        reuse: Reuse | None = None,
     ) -> Tensor:
         """Velocity [B, out_channels, T, H, W] of latents [B, in_channels, T, H, W], H and W multiples of the patch.
 
@@ -289,7 +291,8 @@ class Transformer(nn.Module):
         control: VACE contexts. on_block: called with the block's number before each block; it may raise to cancel.
         pattern: makes, for the grid of tokens (T, H, W), what self-attention keeps; all of it without. attend: computes
         the self-attention of a layer over the pattern, a control layer's by the number of the one that it feeds.
-        team: processes that share the tokens and all make this call; each gets the whole answer.
+        team: processes that share the tokens and all make this call; each gets the whole answer. reuse: what an earlier
+        step may spare this one.
         """
         x, grid = self._tokens(self.patch_embedding, latents)
         tokens = x.shape[1]
@@ -307,12 +310,21 @@ class Transformer(nn.Module):
         if attend is not None and kept is not None:
             layouts = [layout._replace(attend=partial(attend, i, kept)) for i in range(len(self.blocks))]
         hints = self._hints(control, x, order, time_blocks, layouts, context, on_block)
+        first = x
         for i, block in enumerate(self.blocks):
             if on_block is not None:
                 on_block(i)
             x = block(x, time_blocks, layouts[i], context)
             for hint in hints.get(i, ()):
                 x = x + hint
+            if i == 0 and reuse is not None:
+                if (rest := reuse.ask(x - first)) is not None:
+                    x = x + rest
+                    break
+                first = x
+        else:
+            if reuse is not None:
+                reuse.keep(x - first)
         x = self.head(x, time, layout)
         x = x if team is None else team.gather(x, tokens)
         return self._unpatchify(x if kept is None else x[:, torch.from_numpy(kept.inverse()).to(x.device)], grid)
