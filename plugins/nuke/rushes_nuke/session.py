@@ -23,7 +23,7 @@ from .pump import Bar, Pump
 from .ranges import describe
 from .refusal import Refusal
 from .vendor.client import Client, WorkerMissing, find_worker
-from .vendor.controller import Controller, Job
+from .vendor.controller import ACTIVE, Controller, Job
 from .vendor.plan import describe_bytes, describe_error, describe_time, plan
 
 QUIET = 0.4  # seconds after the last change of a knob before its cost is asked for
@@ -265,7 +265,7 @@ class Session:
         for tagged in list(takes.tagged_nodes()):
             with host.no_undo():
                 self.fill(tagged.node)
-            if any(take["state"] != "done" for take in tagged.data["takes"]):
+            if any(take["state"] in ACTIVE for take in tagged.data["takes"]):  # else no worker is started for it
                 try:
                     self.reattach(tagged, is_resuming=False)
                 except REFUSALS as error:
