@@ -47,6 +47,7 @@ def life(host: Host) -> dict[str, Any]:
     bpy.ops.extensions.package_uninstall(repo_index=index, pkg_id="rushes")
     client._process.wait(30)  # without its host, and with nothing to make, it ends by itself
     new = {path for place in places for path in place.rglob("*")} - before
+    new = {path for path in new if ".cache" not in path.parts}  # what the worker keeps for all hosts is not Blender's
     left = sorted(str(path) for path in new if path.name not in BLENDERS_OWN and "project ü" not in path.parts)
     return {"labels": labels, "installed": installed, "left": left, "version": bpy.app.version_string}
 
