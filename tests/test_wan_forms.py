@@ -562,3 +562,32 @@ def test_a_source_that_cannot_be_gone_on_from_is_refused(
     short = (Control("source", footage(2, frames=5)),)
     with pytest.raises(ShotError, match=r"^keyframe: got frame 4; the clip before already gives that part"):
         engine.denoise(shot(control=short, keyframes=(Keyframe(4, picture(1)),)))
+
+
+@pytest.mark.parametrize("form", ["image", "experts", "vace"])
+def test_every_form_is_made_in_little_memory_with_the_same_bits(
+    tiny_wan: Make, picture: Callable[[int], str], footage: Callable[..., str], form: str
+) -> None:
+    """Parts come one after the other: the VAE and CLIP for what is given too, and at no time two of them."""
+    fields, names = {"image": (CLIP, ("tiny_transformer",)), "experts": (IMAGE, EXPERTS)}.get(
+        form, (VACE, ("tiny_transformer",))
+    )
+    files = tiny_wan(names=names, **fields).files
+    one = shot(
+        keyframes=() if form == "vace" else (Keyframe(0, picture(1)),),
+        control=(Control("pose", footage(2)),) if form == "vace" else (),
+    )
+    whole = Engine.load(files, device="cpu").generate(one)
+    short = Engine.load(files, device="cpu", memory=1)
+    seen: list[frozenset[str]] = []
+    load = short._modules._load
+
+    def watched(part: str, place: torch.device) -> Any:
+        seen.append(short._modules.loaded | {part})
+        return load(part, place)
+
+    short._modules._load = watched  # type: ignore[method-assign]
+    made = short.generate(one)
+    assert torch.equal(made.latents, whole.latents) and np.array_equal(made.frames, whole.frames)
+    assert all(len(parts) == 1 for parts in seen)
+    assert {part for parts in seen for part in parts} == set(short.card.parts)

@@ -129,8 +129,10 @@ class Conditioner:
             return None
         ordered = torch.cat([pictures[frame] for frame in sorted(pictures)])
         self._ready("clip", clip_bytes(self._card.vision, len(ordered), self._dtype.itemsize))
-        pixels = clip_pixels((ordered + 1) / 2, self._card.vision.image_size)
-        return self._modules.clip(pixels)
+        tower = self._modules.clip
+        place = tower.embeddings.class_embedding.device  # the processor, where the card is short of memory
+        pixels = clip_pixels((ordered.to(place) + 1) / 2, self._card.vision.image_size)
+        return tower(pixels).to(self._device)
 
     def _pictures(self, shot: Shot, start: Tensor | None, tell: OnProgress) -> Sequence[tuple[Keyframe, Tensor]]:
         """Each keyframe with its picture, float32 [1, 3, H, W] in [-1, 1] on the device."""

@@ -62,7 +62,7 @@ from rushes.sampling.noise import initial_noise
 from rushes.sampling.schedules import schedule
 from rushes.sampling.solvers import euler, unipc
 from rushes.shot import Shot, ShotError
-from rushes.velocity import GuidedVelocity
+from rushes.velocity import HIGH, LOW, GuidedVelocity
 
 SOLVERS = {"euler": euler, "unipc": unipc}
 
@@ -298,8 +298,6 @@ class Engine(Model):
         """
         give_back()
         plan, (height, width) = self._decode_plan(latents), latents.shape[3:]
-        if self._plan is not None:
-            self._placer.enter("vae", self._plan)
         self._ready("vae", decode_bytes(self.card.vae, plan, height, width, self.dtype.itemsize))
         latents = latents.to(self.device, self.dtype)
         total = self.card.vae.frames(latents.shape[2])
@@ -336,8 +334,6 @@ class Engine(Model):
         rows, cache = self.card.transformer.text_len, self._text_cache()
         found = [cache.find(ids, rows) if cache is not None else None for ids in prompts]
         if any(features is None for features in found):
-            if self._plan is not None:
-                self._placer.enter("text", self._plan)
             self._ready("text", text_bytes(self.card.text, rows, text_dtype(self.dtype).itemsize))
         return [
             (self._encoded(ids, rows, cache) if features is None else features).to(self.device, self.dtype)
@@ -387,8 +383,11 @@ class Engine(Model):
                 self._rough = fit_preview(self._modules.vae, self.device, self.dtype)
 
     def _ready(self, part: str, memory: int) -> None:
+        """A part is about to work, with so many bytes beside its weights; transformers come by `_enter`."""
         if self._prepare is not None:
             self._prepare(part, int(SLACK * memory))
+        elif self._plan is not None and part not in (HIGH, LOW):
+            self._placer.enter(part, self._plan)
 
     def _ready_to_encode(self, height: int, width: int) -> None:
         factor = self.card.vae.spatial_factor

@@ -109,13 +109,15 @@ def make_plan(card: Card, shot: Shot, dtype: torch.dtype, device: str, budget: i
     factor = card.vae.spatial_factor
     height, width = shot.size[1] // factor, shot.size[0] // factor
     latent = (card.vae.latent_frames(shot.frames), height, width)
+    references = sum(len(control.references) for control in shot.control)
+    noisy = (latent[0] + references, height, width)
     batch = 2 if shot.is_guided else 1
     weights = {part: weights_of(card, part, _dtype_of(part, dtype), is_mapped=device == "cpu") for part in card.parts}
     limit = None if budget is None or device == "cpu" else max(1, budget - weights["vae"])
     decoding = decode_plan(card.vae, *latent, dtype.itemsize, limit)
     work = {
         "text": text_peak(card.text, card.transformer.text_len, text_dtype(dtype)),
-        "transformer": transformer_peak(card.transformer, latent, batch, dtype, min(1, len(shot.control))),
+        "transformer": transformer_peak(card.transformer, noisy, batch, dtype, min(1, len(shot.control))),
         "vae": decoder_peak(card.vae, latent, decoding, dtype),
     }
     work["transformer_low"] = work["transformer"]
