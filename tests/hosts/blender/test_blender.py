@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,37 @@ def test_inside(inside: Inside, body: str) -> None:
     and what artists get wrong; while Blender renders; a worker that is silent, and one that was killed.
     """
     print(body, inside(body, 240))
+
+
+def test_movies_have_their_colours_in_the_sequencer(inside: Inside, tmp_path: Path) -> None:
+    """Matrix, range and curve of each codec, as Blender's own reader takes them from the tags.
+
+    With another matrix (BT.601) the green would be some 25 levels off, with another range the black 16.
+    """
+    import numpy as np
+
+    from rushes.media import open_outputs
+    from rushes.media.record import SOURCE_TYPE
+    from rushes.shot import Shot
+
+    colours = [(0, 0, 0), (255, 255, 255), (26, 173, 42), (220, 40, 30), (30, 60, 200), (240, 200, 20), (118, 118, 118)]
+    cell, size = 64, (64 * len(colours), 128)
+    frame = np.repeat(np.repeat(np.array(colours, np.float32)[None] / 255, cell, axis=1), size[1], axis=0)
+    shot = Shot("a chart", size=size, frames=5, fps=Fraction(24), steps=1, guidance=1.0)
+    record = {"rushes": "test", "shot": shot.to_dict(), "model": {"name": "chart"}, "source_type": SOURCE_TYPE}
+    movies = {}
+    for codec, suffix in (
+        ("h264", "mp4"), ("h264-10bit", "mov"), ("prores-422hq", "mov"), ("prores-4444", "mov"), ("dnxhr-hqx", "mov"),
+    ):  # fmt: skip
+        movies[codec] = str(tmp_path / f"{codec}.{suffix}")
+        with open_outputs([movies[codec]], record, codec=codec) as outputs:
+            outputs.write(np.repeat(frame[None], 5, axis=0))
+    points = [(cell * index + cell // 2, size[1] // 2) for index in range(len(colours))]
+    told = inside("movie_colours", 240, movies=movies, size=size, points=points)
+    for codec, seen in told.items():
+        off = np.abs(np.array(seen["colours"]) - np.array(colours)).max()
+        print(f"{codec}: {off} levels off at most")
+        assert seen["frames"] == 5 and off <= 4, (codec, seen["colours"])
 
 
 def test_blender_ends_with_the_extension_enabled(start_inside: StartInside, tmp_path: Path) -> None:
