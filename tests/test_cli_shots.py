@@ -360,3 +360,32 @@ def test_loras_that_are_not_on_the_model_now_are_named(rushes: Run, tmp_path: Pa
     again = _made(rushes, "generate", "--from", "b.safetensors", "-o", "c.safetensors")
     assert "was made with LoRAs (style.safetensors), which are not on the model now" in again.stderr
     assert "--lora FILE:STRENGTH puts them on" in again.stderr
+
+
+def _failing() -> Any:
+    raise RuntimeError("out of memory")
+
+
+def test_latents_that_took_long_outlive_a_decoder_that_fails(
+    rushes: Run, tmp_path: Path, tiny_model: Path, nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are named, `decode` makes the clip of them, and a run that ends well leaves none."""
+    from rushes.engine import Engine
+
+    words = ("generate", PROMPT, "--model", str(tiny_model))
+    monkeypatch.setattr("rushes.commands.keeping.WORTH", 0.0)
+    _made(rushes, *words, "-o", "whole.mp4")
+    assert not list(nobody.rglob("*.safetensors"))
+    decode = Engine.decode
+    monkeypatch.setattr(Engine, "decode", lambda *_, **__: _failing())
+    failed = rushes(*words, "-o", "lost.mp4")
+    assert failed.returncode == 1 and not (tmp_path / "lost.mp4").exists()
+    (kept,) = nobody.rglob("*.safetensors")
+    assert f"the latents are kept: rushes decode {kept} -o OUT" in failed.stderr
+    monkeypatch.setattr(Engine, "decode", decode)
+    _made(rushes, "decode", str(kept), "-o", "later.mp4")
+    assert (tmp_path / "later.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    monkeypatch.setattr("rushes.commands.keeping.WORTH", 3600.0)
+    kept.unlink()
+    _made(rushes, *words, "-o", "quick.mp4")
+    assert not list(nobody.rglob("*.safetensors"))

@@ -13,6 +13,7 @@ import click
 
 from rushes.commands import making
 from rushes.commands.asking import read_shot, shot_options
+from rushes.commands.keeping import latents_kept
 from rushes.commands.launched import Place, find_place
 from rushes.commands.making import Delivery
 from rushes.commands.options import check_output_options, output_options, parse_memory, read_format
@@ -97,13 +98,17 @@ def _make(
         for note in engine.notes(shot):
             reporter.warning(note)
         with stop_on_signals() as stop, making.cancelled_means_stopped(stop):
+            began = time.perf_counter()
             latents = engine.denoise(shot, on_progress=reporter.progress, cancel=stop.event)
+            seconds = time.perf_counter() - began
             if (report := engine.attention_report()) is not None:
                 reporter.attention(report)
             if (reused := engine.reuse_report()) is not None:
                 reporter.reuse(reused)
-            leads = team is None or team.leads
-            files = delivery.write(engine, latents, record, reporter, stop) if leads else []
+            files = []
+            if team is None or team.leads:
+                with latents_kept(latents, record, seconds, reporter):
+                    files = delivery.write(engine, latents, record, reporter, stop)
     return shot, files, record
 
 

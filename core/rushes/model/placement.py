@@ -19,6 +19,7 @@ from torch import nn
 
 from rushes.model.blocks import FORMATS
 from rushes.model.bundle import Card
+from rushes.model.checkpoint import split_parts
 from rushes.model.files import FilesCard
 from rushes.model.loading import Modules, part_shapes, text_dtype
 from rushes.model.lora import Lora
@@ -32,7 +33,7 @@ from rushes.model.memory import (
     encode_bytes,
     transformer_bytes,
 )
-from rushes.model.packed import FP8
+from rushes.model.packed import FP8, values_and_bytes
 from rushes.model.quantised import open_weights
 from rushes.model.rehearsal import decoder_peak, text_peak, transformer_peak
 from rushes.model.streaming import PLACES, BlockStream
@@ -125,6 +126,7 @@ def make_plan(card: Card, shot: Shot, dtype: torch.dtype, device: str, budget: i
         work["vae"] = max(work["vae"], encode_bytes(card.vae, height, width, dtype.itemsize))
     if card.vision is not None:
         work["clip"] = clip_bytes(card.vision, max(1, len(shot.keyframes)), dtype.itemsize)
+    work = {part: size + _opened(card, part, _dtype_of(part, dtype)) for part, size in work.items() if part in weights}
     if device == "cpu":
         work = {part: size + min(int(KEPT_SHARE * size), KEPT_MOST) for part, size in work.items()}
     order = [part for part in ("text", "clip", "transformer", "transformer_low", "vae") if part in card.parts]
@@ -176,30 +178,51 @@ def _dtype_of(part: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def weights_of(card: Card, part: str, dtype: torch.dtype, is_mapped: bool) -> int:
-    """Bytes of a part's weights in memory: packed ones as their file has them, all others in `dtype`.
+    """Bytes of a part's weights in memory: matrices of a smaller type as their file has them, all others in `dtype`.
 
-    is_mapped: on the processor weights of the right type stay in the file, and of a table of words only rows are read.
+    is_mapped: on the processor what stays as the file has it stays in the file, and of a table of words only a few rows
+    are read.
     """
-    shapes = part_shapes(card, part)
-    shapes = {name: shape for name, shape in shapes.items() if name != TIED_EMBEDDING}
-    plain = sum(map(prod, shapes.values())) * dtype.itemsize
+    shapes = {name: shape for name, shape in part_shapes(card, part).items() if name != TIED_EMBEDDING}
     if not isinstance(card, FilesCard):
-        return plain
-    found = open_weights(card.files.paths[part])
-    if found.is_packed:
-        return sum(_stored(prod(found.header.shapes[name]), kind, dtype) for name, kind in found.header.dtypes.items())
-    if is_mapped and found.kinds == [SAFETENSORS.get(dtype)] and EMBEDDING in shapes:
-        plain -= prod(shapes[EMBEDDING]) * dtype.itemsize
-    return plain
+        return sum(map(prod, shapes.values())) * dtype.itemsize
+    total = 0
+    for name, (shape, kind) in _stored(card, part).items():
+        is_table = name == EMBEDDING and is_mapped and (kind == SAFETENSORS.get(dtype) or _stays(shape, kind, dtype))
+        total += 0 if is_table or name == TIED_EMBEDDING else _size(shape, kind, dtype)
+    return total
 
 
-def _stored(values: int, kind: str, dtype: torch.dtype) -> int:
-    if kind in FP8:
-        return values
-    if kind in FORMATS:
-        each, size = FORMATS[kind][:2]
-        return values // each * size
-    return values * dtype.itemsize
+def _stored(card: FilesCard, part: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of a part's tensors, by our names."""
+    header = open_weights(card.files.paths[part]).header
+    names = split_parts(header.shapes)["transformer" if part == LOW else part]  # type: ignore[index]
+    return {ours: (header.shapes[theirs], header.dtypes[theirs]) for theirs, ours in names.items()}
+
+
+def _stays(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> bool:
+    """Whether a tensor is kept as its file has it, and opened for each use."""
+    values, size = values_and_bytes(kind) if kind in (*FP8, *FORMATS) else (1, 4 if kind == "F32" else 2)
+    return len(shape) == 2 and size < dtype.itemsize * values
+
+
+def _size(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> int:
+    if not _stays(shape, kind, dtype):
+        return prod(shape) * dtype.itemsize
+    values, size = values_and_bytes(kind)
+    return prod(shape) // values * size
+
+
+def _opened(card: Card, part: str, dtype: torch.dtype) -> int:
+    """Bytes of the largest matrix that is opened for a use: one at a time is."""
+    if not isinstance(card, FilesCard):
+        return 0
+    sizes = [
+        prod(shape) * dtype.itemsize
+        for name, (shape, kind) in _stored(card, part).items()
+        if _stays(shape, kind, dtype) and name not in (EMBEDDING, TIED_EMBEDDING)
+    ]
+    return max(sizes, default=0)
 
 
 class Placer:
