@@ -40,6 +40,7 @@ from rushes.model.memory import (
     transformer_bytes,
 )
 from rushes.model.operations import Operations
+from rushes.model.packed import fp8_obstacle
 from rushes.model.parallel import Team
 from rushes.model.placement import Placer, Plan, budget_of, is_roomy, make_plan
 from rushes.model.preview import SIDE, fit_preview
@@ -104,12 +105,13 @@ class Engine(Model):
         attention: HostedSettings | None = None,
         team: Team | None = None,
         memory: int | None = None,
+        fp8_products: bool = False,
     ) -> None:
         super().__init__(model.card, model.path, model._tokenizer)
         self.device, self.dtype = device, dtype
         self._decode_memory, self._prepare, self._team = decode_memory, prepare, team
         self._modules, self._memory = modules, memory
-        self._placer = Placer(modules, device)
+        self._placer, self._fp8_products = Placer(modules, device, fp8_products), fp8_products
         self._plan: Plan | None = None  # of the shot that was denoised last
         self._conditioner = Conditioner(model.card, modules, self._ready, device, dtype)
         self._attention = attention
@@ -129,6 +131,7 @@ class Engine(Model):
         attention: HostedSettings | None = None,
         team: Team | None = None,
         memory: int | None = None,
+        fp8_products: bool = False,
     ) -> Engine:
         """Load a model: a name on the shelf, its folder or file, or Wan's files.
 
@@ -145,7 +148,8 @@ class Engine(Model):
         then loaded to the CPU and it is for the host to move them.
         team: the processes, from `rushes.model.parallel.joined`, that denoise together; each loads the model, all make
         the same calls of `denoise`, and each gets the latents.
-        Raises ShotError for a model or device that is not there.
+        fp8_products: transformers whose file is in fp8 multiply in it too, faster and less exactly.
+        Raises ShotError for a model or device that is not there, and for a device that multiplies no fp8.
         """
         place, layers = find_device(device), operations or nn
         rest = place if prepare is None else torch.device("cpu")
@@ -154,13 +158,15 @@ class Engine(Model):
         if (card := shelf.card).defaults.solver not in SOLVERS:
             raise ShotError(f"solver: got {card.defaults.solver!r}; {' or '.join(SOLVERS)} is allowed")
         schedule(card.defaults.schedule, 4, card.defaults.shift)  # refuses a name or a shift that it does not allow
+        if fp8_products and (reason := fp8_obstacle(place)):
+            raise ShotError(f"fp8-products: got {place}; {reason}")
         if team is not None:
             team.check_heads(card.transformer.heads)
         if isinstance(card, FilesCard):
             modules = files.read_modules(card, rest, kind, layers)
         else:
             modules = bundle.read_modules(shelf.path, card, rest, kind, layers)
-        return cls(shelf, modules, place, kind, decode_memory, prepare, attention, team, memory)
+        return cls(shelf, modules, place, kind, decode_memory, prepare, attention, team, memory, fp8_products)
 
     def resolve(self, shot: Shot, fit: bool = False, continues: bool = False) -> Shot:
         """As `Model.resolve`, and with the digests of footage. Raises ShotError for footage that has changed."""
@@ -176,6 +182,8 @@ class Engine(Model):
         record = super().record(shot)
         if self._attention is not None:
             record["model"] = {**record["model"], "attention": asdict(self._attention)}
+        if self._fp8_products:
+            record["model"] = {**record["model"], "fp8_products": True}
         return record
 
     def attention_report(self) -> dict[str, Any] | None:

@@ -146,6 +146,7 @@ def test_an_estimate_is_for_the_device_that_makes_the_shot(
     job.append("pace", unit="flops")  # of another version: read over
     assert estimate.estimate(home, model, shot, "cpu")["measured"] is False
     monkeypatch.setattr(estimate, "find_device", lambda name: torch.device(name or "cuda:1"))
+    monkeypatch.setattr("rushes.model.placement.device_bytes", lambda device: None)  # of a card that is not here
     found = estimate.estimate(home, model, shot)
     work = model.work(shot)
     assert found["measured"] is True and found["seconds"] == pytest.approx((work.flops + work.pixels) / 1e9, abs=1e-4)

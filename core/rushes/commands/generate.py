@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     "window=3x3x3, tile=4x4x4; dense for all of it.",
 )
 @click.option("--memory", metavar="GB", help="Memory of the device to keep to (default: most of what it has).")
+@click.option("--fp8-products", is_flag=True, help="Multiply in fp8 where the file is in it: faster, less exact.")
 def generate(
     prompt: tuple[str, ...],
     source: str | None,
@@ -46,6 +47,7 @@ def generate(
     fit: bool,
     sparse: str | None,
     memory: str | None,
+    fp8_products: bool,
     **options: Any,
 ) -> None:
     """Make a clip that follows PROMPT, one sentence in quotes.
@@ -55,7 +57,7 @@ def generate(
     """
     started = time.perf_counter()
     check_output_options(outputs, device)
-    budget = parse_memory(memory)
+    means = Means(parse_memory(memory), fp8_products)
     shot, expected = read_shot(prompt, source, options)
     delivery = Delivery(outputs, overwrite, read_format(options))
     delivery.check(shot)
@@ -64,8 +66,15 @@ def generate(
         make_reporter(as_json, silent=place is not None and not place.leads) as reporter,
         making.warnings_reported(reporter),
     ):
-        shot, files, record = _make(shot, expected, delivery, device, fit, sparse, budget, reporter, place)
+        shot, files, record = _make(shot, expected, delivery, device, fit, sparse, means, reporter, place)
     reporter.done(outputs, files, shot, record, time.perf_counter() - started)
+
+
+class Means(NamedTuple):
+    """memory: bytes of the device to keep to, None for most of what it has. fp8_products: see `Engine.load`."""
+
+    memory: int | None
+    fp8_products: bool
 
 
 def _make(
@@ -75,7 +84,7 @@ def _make(
     device: str | None,
     fit: bool,
     sparse: str | None,
-    memory: int | None,
+    means: Means,
     reporter: Reporter,
     place: Place | None,
 ) -> tuple[Shot, list[str], dict[str, Any]]:
@@ -87,8 +96,9 @@ def _make(
         device = place.device(device)
     with nullcontext() if place is None else joined(place.rank, place.size) as team:
         engine = Engine.load(
-            shot.model, device=device, attention=_attention(sparse, expected), team=team, memory=memory
-        )
+            shot.model, device=device, attention=_attention(sparse, expected), team=team, memory=means.memory,
+            fp8_products=means.fp8_products or bool(expected and expected.get("fp8_products")),
+        )  # fmt: skip
         shot = engine.resolve(shot, fit=fit)
         delivery.check(shot)
         record = engine.record(shot)

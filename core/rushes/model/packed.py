@@ -140,6 +140,7 @@ class PackedLinear(_PackedLayer):
     def __init__(self, weight: Packed, bias: nn.Parameter | None) -> None:
         super().__init__(weight)
         self.bias = bias
+        self.multiplies_fp8 = False
         for name in ("up", "down", "diff"):
             self.register_buffer(name, None, persistent=False)
 
@@ -149,13 +150,51 @@ class PackedLinear(_PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = self.packed.unpack(x.dtype)
-        if self.diff is not None:
-            weight += self.diff.to(x.dtype)
-        out = F.linear(x, weight, bias)
+        if self.multiplies_fp8 and self.diff is None:
+            out = multiply_fp8(x, self.packed, bias)
+        else:
+            weight = self.packed.unpack(x.dtype)
+            if self.diff is not None:
+                weight += self.diff.to(x.dtype)
+            out = F.linear(x, weight, bias)
         if self.up is None or self.down is None:
             return out
         return out + F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+
+
+def fp8_obstacle(device: torch.device) -> str | None:
+    """Why a device does not multiply fp8 numbers; None where it does. The processor does, for tests, without a gain."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        known = (major, minor) >= (8, 9)
+        return None if known else f"this card (sm_{major}{minor}) multiplies no fp8; sm_89 and newer do"
+    return None if device.type == "cpu" else f"{device.type} multiplies no fp8; cuda does"
+
+
+def multiply_fp8(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
+    """x [..., in] times an e4m3 weight [out, in] with one scale, in fp8: x is rounded to it with one scale of its own.
+
+    Errs by about 4 % of the answer's deviation for one layer. Not run on a card yet.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    most = torch.finfo(torch.float8_e4m3fn).max
+    scale = (rows.abs().amax().float() / most).clamp_min(1e-12)
+    small = (rows.float() / scale).clamp(-most, most).to(torch.float8_e4m3fn)
+    own = torch.ones((), device=x.device) if weight.scale is None else weight.scale.reshape(())
+    kind = x.dtype if x.dtype in HALVES.values() else torch.bfloat16
+    out = torch._scaled_mm(small, weight.data.view(torch.float8_e4m3fn).t(), scale_a=scale, scale_b=own, out_dtype=kind)
+    out = out.view(*x.shape[:-1], -1).to(x.dtype)
+    return out if bias is None else out + bias
+
+
+def use_fp8_products(module: nn.Module) -> int:
+    """Have the layers that can multiply in fp8 do so; how many. A scale for each row, or an odd size, keeps one out."""
+    found = 0
+    for layer in module.modules():
+        if isinstance(layer, PackedLinear) and layer.kind == "F8_E4M3" and all(side % 16 == 0 for side in layer.shape):
+            layer.multiplies_fp8 = layer.scale is None or layer.scale.numel() == 1
+            found += layer.multiplies_fp8
+    return found
 
 
 class PackedEmbedding(_PackedLayer):

@@ -33,7 +33,7 @@ from rushes.model.memory import (
     encode_bytes,
     transformer_bytes,
 )
-from rushes.model.packed import FP8, values_and_bytes
+from rushes.model.packed import FP8, use_fp8_products, values_and_bytes
 from rushes.model.quantised import open_weights
 from rushes.model.rehearsal import decoder_peak, text_peak, transformer_peak
 from rushes.model.streaming import PLACES, BlockStream
@@ -228,8 +228,8 @@ def _opened(card: Card, part: str, dtype: torch.dtype) -> int:
 class Placer:
     """Puts the parts of a loaded model where a plan has them, as they come to work."""
 
-    def __init__(self, modules: Modules, device: torch.device) -> None:
-        self._modules, self._device = modules, device
+    def __init__(self, modules: Modules, device: torch.device, fp8_products: bool = False) -> None:
+        self._modules, self._device, self._fp8_products = modules, device, fp8_products
         self._streams: dict[str, tuple[BlockStream, Sequence[tuple[Lora, float]]]] = {}
 
     def enter(self, part: str, plan: Plan | None, loras: Sequence[tuple[Lora, float]] = ()) -> None:
@@ -244,6 +244,8 @@ class Placer:
         place = plan.place(part) if plan is not None else "device"
         streamed = place == "streamed"
         self._modules.settle(part, self._device if place == "device" else CPU)
+        if self._fp8_products and part in (HIGH, LOW):
+            use_fp8_products(self._modules[part])
         if streamed:
             self._stream(part, list(loras))
         elif loras or part.startswith("transformer"):
