@@ -138,6 +138,19 @@ def test_kept_frames_stand_in_every_context(footage: Callable[..., str]) -> None
         assert not context.latents[:, 6:, 1].any() and (context.latents[:, 6:, 2] == 1).all()
 
 
+def test_keyframes_of_a_control_branch_may_be_neighbours(tiny_wan: Make, picture: Callable[[int], str]) -> None:
+    """Each is a frame of its video; the same frame twice is refused, and in latent frames neighbours are."""
+    keyframes = (Keyframe(4, picture(1)), Keyframe(3, picture(2)))
+    engine = engine_of(tiny_wan(**VACE))
+    assert [key.frame for key in engine.resolve(shot(keyframes=keyframes)).keyframes] == [3, 4]
+    made = engine.denoise(shot(keyframes=keyframes))
+    assert (made - engine.denoise(shot(keyframes=keyframes[:1]))).abs().max() > 1e-4
+    with pytest.raises(ShotError, match=r"keyframe: frame 4 is given twice"):
+        engine.resolve(shot(keyframes=(*keyframes, Keyframe(-5, picture(3)))))
+    with pytest.raises(ShotError, match=r"keyframe: frames 4 and 3 fall into one latent frame"):
+        engine_of(tiny_wan("comfy", "2.2")).resolve(shot(keyframes=keyframes))
+
+
 def test_a_vace_clip_goes_on_from_the_one_before(tiny_wan: Make, picture: Callable[[int], str]) -> None:
     """Bit for bit, with references before it in time; the rest depends on it, and a broken run goes on."""
     engine = engine_of(tiny_wan(**VACE))

@@ -280,3 +280,22 @@ def test_every_form_is_made_in_little_memory_with_the_same_bits(
     assert torch.equal(made.latents, whole.latents) and np.array_equal(made.frames, whole.frames)
     assert all(len(parts) == 1 for parts in seen)
     assert {part for parts in seen for part in parts} == set(short.card.parts)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["image", "ends", "experts", "vace"])
+def test_half_precision_stays_near_float32_in_every_form(
+    tiny_wan: Make, picture: Callable[[int], str], footage: Callable[..., str], form: str, dtype: torch.dtype
+) -> None:
+    """Pictures, CLIP's tokens and contexts meet weights of the half type."""
+    fields = {"image": CLIP, "ends": ENDS, "experts": IMAGE, "vace": VACE}[form]
+    files = tiny_wan(names=EXPERTS if form == "experts" else ("tiny_transformer",), **fields).files
+    ends = (Keyframe(0, picture(1)), Keyframe(-1, picture(2)))
+    one = shot(
+        keyframes={"vace": (), "ends": ends}.get(form, ends[:1]),
+        control=(Control("pose", footage(3)),) if form == "vace" else (),
+        guidance=1.0,
+    )
+    exact = Engine.load(files, device="cpu").denoise(one)
+    error = (Engine.load(files, device="cpu", dtype=dtype).denoise(one) - exact).norm() / exact.norm()
+    assert 1e-5 < error < 2e-2

@@ -147,11 +147,15 @@ def _rows(model: Model, facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("guidance", format_guidance(card.defaults.guidance) + (" (high, low noise)" if card.boundary else "")),
         ("schedule", f"{card.defaults.schedule}, shift {_shifts(card)}, solver {card.defaults.solver}"),
         *([("negative", card.defaults.negative)] if card.defaults.negative else []),
-        ("size", f"multiples of {card.pixel_step}, up to {card.max_pixels} pixels in area"),
+        ("size", f"multiples of {card.pixel_step}, up to {card.max_pixels} pixels in area; trained at {_sizes(card)}"),
         ("frames", f"{facts['frame_step']}n+1 up to {card.max_frames}; trained on up to {card.trained_frames}"),
         *words,
         *((f"training {key}", str(value)) for key, value in card.training.items()),
     ]
+
+
+def _sizes(card: Card) -> str:
+    return ", ".join(f"{width}x{height}" for width, height in card.trained_sizes)
 
 
 def _shifts(card: Card) -> str:

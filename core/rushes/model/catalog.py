@@ -137,7 +137,7 @@ class Model:
         return Work(flops, shot.frames * shot.size[0] * shot.size[1])
 
     def _keyframes(self, keyframes: Sequence[Keyframe], frames: int) -> tuple[Keyframe, ...]:
-        """Keyframes at frames counted from 0, sealed, in order."""
+        """Keyframes at frames counted from 0, sealed, in order. A control branch sees frames; others, latent frames."""
         placed: dict[int, Keyframe] = {}
         for keyframe in keyframes:
             frame = keyframe.frame + frames if keyframe.frame < 0 else keyframe.frame
@@ -145,7 +145,9 @@ class Model:
                 raise ShotError(
                     f"keyframe: got frame {keyframe.frame}; {-frames} to {frames - 1} is allowed in this clip"
                 )
-            at = self.card.vae.latent_of(frame)
+            at = frame if self.card.kind == "control" else self.card.vae.latent_of(frame)
+            if at in placed and placed[at].frame == frame:
+                raise ShotError(f"keyframe: frame {frame} is given twice; one picture for a frame is allowed")
             if at in placed:
                 raise ShotError(
                     f"keyframe: frames {placed[at].frame} and {frame} fall into one latent frame; "
