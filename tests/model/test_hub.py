@@ -389,6 +389,41 @@ def test_events_tell_the_bytes(server: Hub, wan: dict[str, bytes], rushes: Run) 
     assert ends["Wan2.1_VAE.pth"]["steps"] == len(wan["Wan2.1_VAE.pth"]) and "checking Wan2.1_VAE.pth" in ends
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of its own is POSIX's")
+@pytest.mark.parametrize("answer", ["n", "y"])
+def test_a_person_is_asked_and_sees_a_bar(
+    server: Hub, wan: dict[str, bytes], nobody: Path, environment: dict[str, str], answer: str
+) -> None:
+    """On a real terminal: how much, from where, and a no leaves nothing behind."""
+    import pty
+
+    server.pause = 0.01
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rushes", "models", "get", "wan2.1-t2v-1.3b"],
+        stdin=follower, stdout=subprocess.PIPE, stderr=follower, env={**environment, **os.environ, **environment},
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    while b"[y/N]" not in shown:
+        shown += os.read(leader, 65536)
+    assert b"MB in 4 files from" in shown and REPOSITORY.encode() in shown.replace(b"\r\n", b"")
+    os.write(leader, f"{answer}\n".encode())
+    try:
+        while block := os.read(leader, 65536):
+            shown += block
+    except OSError:
+        pass  # Linux reports the other end's closing as an error
+    out, _ = process.communicate(timeout=60)
+    os.close(leader)
+    if answer == "n":
+        assert process.returncode == 130 and not list((nobody / "hf").rglob("*"))
+    else:
+        assert process.returncode == 0 and b"wan2.1-t2v-1.3b:" in out and b"fetched" in out
+        vae = len(wan["Wan2.1_VAE.pth"]) / 1e6
+        assert "\u2501".encode() in shown and f"{vae:.1f}/{vae:.1f} MB".encode() in shown
+
+
 def test_two_processes_do_not_write_one_file(server: Hub, wan: dict[str, bytes]) -> None:
     """The second says that it waits for nobody."""
     (item,) = hub.ask(VAE)
