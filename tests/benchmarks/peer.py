@@ -33,15 +33,15 @@ class Peer:
     def __init__(self, path: Path) -> None:
         self.card: Card = read_card(path)
         weights = read_weights(path)
-        self.transformer = _filled(
-            diffusers.WanTransformer3DModel(**_transformer_options(self.card.transformer)),
+        self.transformer = filled(
+            diffusers.WanTransformer3DModel(**transformer_options(self.card.transformer)),
             weights["transformer"],
             transformer_names_from_diffusers,
         )
-        self.vae = _filled(
-            diffusers.AutoencoderKLWan(**_vae_options(self.card.vae)),
+        self.vae = filled(
+            diffusers.AutoencoderKLWan(**vae_options(self.card.vae)),
             weights["vae"],
-            lambda names: _vae_names(names, self.card.vae),
+            lambda names: vae_names(names, self.card.vae),
         )
         text = TextEncoder(self.card.text)
         text.load_state_dict(weights["text"])
@@ -97,7 +97,7 @@ class Peer:
             return frames
 
 
-def _filled(model: Any, weights: Weights, to_ours: Callable[[Iterable[str]], dict[str, str]]) -> Any:
+def filled(model: Any, weights: Weights, to_ours: Callable[[Iterable[str]], dict[str, str]]) -> Any:
     """A model of diffusers' with our weights, each of which must find its place."""
     names = to_ours(model.state_dict())
     if left := weights.keys() - names.values():
@@ -106,7 +106,7 @@ def _filled(model: Any, weights: Weights, to_ours: Callable[[Iterable[str]], dic
     return model.float().eval().requires_grad_(False)
 
 
-def _vae_names(names: Iterable[str], config: VAEConfig) -> dict[str, str]:
+def vae_names(names: Iterable[str], config: VAEConfig) -> dict[str, str]:
     """diffusers' name -> ours. The map is for Wan's two residual blocks a stage: then comes the resampler, whose
     number is another where there are fewer blocks."""
     found = vae_names_from_diffusers(names)
@@ -117,7 +117,7 @@ def _vae_names(names: Iterable[str], config: VAEConfig) -> dict[str, str]:
     return found
 
 
-def _transformer_options(config: TransformerConfig) -> dict[str, Any]:
+def transformer_options(config: TransformerConfig) -> dict[str, Any]:
     if config.image_dim is not None or config.vace_layers or config.eps != 1e-6:
         raise ValueError("model: it takes images or control passes; a text-to-video model is allowed here")
     return {
@@ -134,7 +134,7 @@ def _transformer_options(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _vae_options(config: VAEConfig) -> dict[str, Any]:
+def vae_options(config: VAEConfig) -> dict[str, Any]:
     channels = 3 * config.patch_size**2
     return {
         "base_dim": config.encoder_dim,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from rushes.model import products
 from rushes.model.clip import ClipVision
 from rushes.model.config import Shapes
 from rushes.model.lora import Adapted, Lora
@@ -135,8 +136,11 @@ def check_shapes(card: Card, name: str, shapes: Shapes, refuse: Refuse) -> None:
 
 
 def _empty(card: Card, name: str, operations: Operations) -> nn.Module:
+    layers: Operations = products
+    if operations is not nn:
+        layers = operations
     with torch.device("meta"), Unfilled():
-        return _MAKERS[name](card, operations)
+        return _MAKERS[name](card, layers)
 
 
 def _clip(card: Card, operations: Operations) -> nn.Module:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rushes.model.blocks import FORMATS
+from rushes.model.products import linear
 
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
@@ -148,6 +148,11 @@ class PackedLinear(_PackedLayer):
         """Work as if up [out, rank] @ down [rank, in] and diff [out, in] were added to the weight; None: nothing."""
         self.up, self.down, self.diff = up, down, diff
 
+    @property
+    def opens_quickly(self) -> bool:
+        """Whether opening the weight takes little beside a product with some hundred rows."""
+        return self.kind in HALVES
+
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.multiplies_fp8 and self.diff is None:
@@ -156,10 +161,10 @@ class PackedLinear(_PackedLayer):
             weight = self.packed.unpack(x.dtype)
             if self.diff is not None:
                 weight += self.diff.to(x.dtype)
-            out = F.linear(x, weight, bias)
+            out = linear(x, weight, bias)
         if self.up is None or self.down is None:
             return out
-        return out + F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        return out + linear(linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
 def fp8_obstacle(device: torch.device) -> str | None:

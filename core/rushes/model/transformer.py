@@ -22,6 +22,7 @@ from rushes.attention import TilePattern, TopK, attention
 from rushes.model.config import TransformerConfig
 from rushes.model.operations import Operations
 from rushes.model.parallel import Team
+from rushes.model.products import by_rows
 from rushes.model.reuse import Reuse
 from rushes.model.rope import rope_table, rotate
 
@@ -177,7 +178,8 @@ class Block(nn.Module):
         frames = layout.frames
         x = gated(x, self.self_attn(modulated(x, shift, scale, self.eps, frames), layout), gate, frames)
         x = x + self.cross_attn(layer_norm(x, self.eps, self.norm3), context)
-        return gated(x, self.ffn(modulated(x, ffn_shift, ffn_scale, self.eps, frames)), ffn_gate, frames)
+        update = by_rows(self.ffn, modulated(x, ffn_shift, ffn_scale, self.eps, frames))
+        return gated(x, update, ffn_gate, frames)
 
 
 class VaceBlock(Block):
