@@ -389,3 +389,26 @@ def test_twenty_kills_cost_no_bit(start: Start, wait: Wait, ask: Ask, shot: Shot
         ask(last, "resume", {"job": job})
         assert wait(last, _ended)[-1].kind == "done"
     assert _bits(Job(home / job)) == _bits(whole)
+
+
+def test_a_model_on_the_shelf_is_made_by_its_name(
+    nobody: Path, start: Start, wait: Wait, ask: Ask, home: Path, tiny_wan: Any
+) -> None:
+    """A host is told of it, estimates it part by part, and gets the clip; the job's record names it."""
+    from rushes.model.added import Added, add
+
+    add(Added("mine", tuple(tiny_wan().files.paths.values())))
+    worker = start()
+    assert worker.hello is not None and [model["name"] for model in worker.hello["models"]] == ["starter", "mine"]
+    (limits,) = ask(worker, "models", {"model": "mine"})["models"]
+    assert limits["size"] == [832, 480] and limits == worker.hello["models"][1]
+    shot = Shot("a red ball", model="mine", size=(64, 32), frames=5, steps=4, guidance=1.0, reuse=0.5)
+    guess = ask(worker, "estimate", {"shot": shot.to_dict()})
+    assert {part["part"] for part in guess["memory"]["parts"]} == {"text", "transformer", "vae"}
+    assert guess["bytes"] == guess["memory"]["peak"] > 0
+    job = ask(worker, "submit", {"shot": shot.to_dict()})
+    assert wait(worker, _ended)[-1].kind == "done"
+    assert (
+        Job(Path(job["folder"])).request()["shot"]["model"] == "mine"
+        and len(list(Job(Path(job["folder"])).frames())) == 5
+    )
