@@ -16,6 +16,7 @@ from PIL import Image
 
 from rushes import Control, Engine, Keyframe, Shot
 from rushes.control import read_contexts
+from rushes.media import read_pass
 from rushes.shot import ShotError
 
 Make = Callable[..., Any]
@@ -296,3 +297,28 @@ def test_a_source_that_cannot_be_gone_on_from_is_refused(
     short = (Control("source", footage(2, frames=5)),)
     with pytest.raises(ShotError, match=r"^keyframe: got frame 4; the clip before already gives that part"):
         engine.denoise(shot(control=short, keyframes=(Keyframe(4, picture(1)),)))
+
+
+def test_footage_may_be_a_movie_and_what_does_not_fit_is_said(
+    tiny_wan: Make, footage: Callable[..., str], tmp_path: Path
+) -> None:
+    """A movie of ours is its frames; another length or rate is a note, while a source may end, which it is for."""
+    engine = engine_of(tiny_wan(**VACE))
+    clip = engine.generate(shot(fps=16))
+    movie, plate = str(tmp_path / "guide.mov"), str(tmp_path / "guide.%04d.png")
+    clip.write(movie, plate)
+    seen = [read_pass(name, "grey", SIZE, FRAMES) for name in (movie, plate)]
+    assert seen[0].shape == seen[1].shape and np.abs(seen[0] - seen[1]).mean() < 0.02 < seen[1].std()
+    assert not torch.equal(engine.denoise(shot(control=(Control("grey", movie),))), clip.latents)
+    short = footage(1, frames=4)
+
+    def notes(fps: int, *control: Control) -> list[str]:
+        return [note for note in engine.notes(engine.resolve(shot(fps=fps, control=control))) if "control" in note]
+
+    assert notes(16, Control("grey", movie)) == []
+    assert notes(24, Control("grey", movie)) == [f"control: {movie} runs at 16 fps and the clip at 24"]
+    assert notes(16, Control("grey", movie, start=3)) == [f"control: {movie} has 9 frames, of which the clip takes 6"]
+    assert notes(16, Control("pose", short, start=1)) == [
+        f"control: {short} ends at frame 5; from there the model is free"
+    ]
+    assert notes(16, Control("source", short), Control("pose", short % 0)) == []

@@ -20,6 +20,9 @@ from rushes.shot import Control, Shot, ShotError
 Encode = Callable[[Tensor], Tensor]  # [1, 3, F, H, W] in [-1, 1] to latents in model space, float32
 
 
+TOLERANCE = 0.01  # between rates of which nobody sees the difference, such as 24 and 23.976
+
+
 class Layer:
     """A video [1, 3, F, H, W] in [-1, 1], grey where nothing is given, and its mask [1, 1, F, H, W], 1: made anew."""
 
@@ -124,3 +127,27 @@ def _reference(path: str, shot: Shot, encode: Encode, device: torch.device) -> T
     except ShotError as error:
         raise ShotError(f"control: {error}") from error
     return encode(picture[None, :, None] * 2 - 1)  # [1, C, 1, h, w]
+
+
+def footage_notes(shot: Shot) -> list[str]:
+    """What the artist should know of a resolved shot's footage, a sentence each. Raises ShotError for what is gone."""
+    from rushes.media import is_still, read_frames
+
+    assert shot.frames is not None
+    found = []
+    for control in shot.control:
+        if not control.path or is_still(control.path):
+            continue
+        left = shot.frames - control.start
+        try:
+            with read_frames(control.path, numbers="mask") as reader:
+                count, fps = reader.frames, reader.fps
+        except ShotError as error:
+            raise ShotError(f"control: {error}") from error
+        if count > left:
+            found.append(f"control: {control.path} has {count} frames, of which the clip takes {left}")
+        elif count < left and control.kind != "source":
+            found.append(f"control: {control.path} ends at frame {control.start + count}; from there the model is free")
+        if fps is not None and shot.fps is not None and abs(fps / shot.fps - 1) > TOLERANCE:
+            found.append(f"control: {control.path} runs at {float(fps):g} fps and the clip at {float(shot.fps):g}")
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from rushes.attention.hosted import HostedSettings
 from rushes.attention.layers import SparseLayers
+from rushes.clip import Clip as Clip
 from rushes.conditions import Conditioner
+from rushes.control import footage_notes
 from rushes.model import bundle, files
 from rushes.model.bundle import Card
 from rushes.model.catalog import Model as Model
 from rushes.model.catalog import texts
-from rushes.model.digests import digest
-from rushes.model.embeddings import TextCache, text_cache_folder
 from rushes.model.files import FilesCard, ModelFiles
-from rushes.model.loading import Modules, text_dtype
+from rushes.model.loading import Modules
 from rushes.model.memory import (
     SLACK,
     DecodePlan,
@@ -36,7 +36,6 @@ from rushes.model.memory import (
     decode_plan,
     encode_bytes,
     give_back,
-    text_bytes,
     transformer_bytes,
 )
 from rushes.model.operations import Operations
@@ -58,6 +57,7 @@ from rushes.progress import (
     Progress,
     Steps,
 )
+from rushes.prompts import PromptReader
 from rushes.sampling.known_frames import hold, put_back
 from rushes.sampling.noise import initial_noise
 from rushes.sampling.schedules import schedule
@@ -66,29 +66,6 @@ from rushes.shot import Shot, ShotError
 from rushes.velocity import HIGH, LOW, GuidedVelocity
 
 SOLVERS = {"euler": euler, "unipc": unipc}
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """Frames float32 [frames, height, width, 3], display-referred sRGB in [0, 1], with the shot that made them."""
-
-    frames: Frames
-    shot: Shot
-    record: dict[str, Any]
-    latents: Tensor
-
-    def write(self, *paths: str | Path, overwrite: bool = False, **options: Any) -> list[Path]:
-        """Write outputs by name (mp4, mov, exr, png, otio, safetensors), all or none.
-
-        options: start_frame and the fields of `rushes.media.OutputFormat`. Raises ShotError.
-        """
-        from rushes.media import open_outputs
-
-        names = [str(path) for path in paths]
-        latents = self.latents.numpy(force=True)
-        with open_outputs(names, self.record, overwrite=overwrite, latents=latents, **options) as outputs:
-            outputs.write(self.frames)
-        return list(outputs.paths)
 
 
 class Engine(Model):
@@ -114,6 +91,7 @@ class Engine(Model):
         self._placer, self._fp8_products = Placer(modules, device, fp8_products), fp8_products
         self._plan: Plan | None = None  # of the shot that was denoised last
         self._conditioner = Conditioner(model.card, modules, self._ready, device, dtype)
+        self._prompts = PromptReader(model.card, modules, self._ready, device, dtype, hosted=prepare is not None)
         self._attention = attention
         self._sparse: SparseLayers | None = None  # of the latest sampling
         self._reuse: Reuse | None = None  # of the same
@@ -176,6 +154,10 @@ class Engine(Model):
         from rushes.media import footage_digest
 
         return shot.replace(control=tuple(control.sealed(footage_digest) for control in shot.control))
+
+    def notes(self, shot: Shot) -> list[str]:
+        """As `Model.notes`, and what is to know of footage. Raises ShotError for footage that is gone."""
+        return [*super().notes(shot), *footage_notes(shot)]
 
     def record(self, shot: Shot) -> dict[str, Any]:
         """As `Model.record`, with what self-attention keeps where that is not all."""
@@ -338,29 +320,7 @@ class Engine(Model):
     def _features(self, shot: Shot) -> list[Tensor]:
         """Of the prompt and, where guidance is on, of the negative prompt: [1, text_len, text_dim] each."""
         asked = {name: text for name, text in texts(shot).items() if name == "prompt" or shot.is_guided}
-        prompts = [self._tokens(name, text) for name, text in asked.items()]
-        rows, cache = self.card.transformer.text_len, self._text_cache()
-        found = [cache.find(ids, rows) if cache is not None else None for ids in prompts]
-        if any(features is None for features in found):
-            self._ready("text", text_bytes(self.card.text, rows, text_dtype(self.dtype).itemsize))
-        return [
-            (self._encoded(ids, rows, cache) if features is None else features).to(self.device, self.dtype)
-            for ids, features in zip(prompts, found, strict=True)
-        ]
-
-    def _encoded(self, ids: list[int], rows: int, cache: TextCache | None) -> Tensor:
-        place = None if self._prepare is None else self.device  # a host's weights may rest elsewhere
-        features = self._modules.text.encode([ids], rows, place)
-        if cache is not None:
-            cache.keep(ids, features)
-        return features
-
-    def _text_cache(self) -> TextCache | None:
-        """None for our own bundles, whose encoders are small, and in a host, which may patch the encoder."""
-        folder = text_cache_folder()
-        if not isinstance(self.card, FilesCard) or self._prepare is not None or folder is None:
-            return None
-        return TextCache(folder, digest(self.card.files.text), self.device, text_dtype(self.dtype))
+        return self._prompts.read([self._tokens(name, text) for name, text in asked.items()])
 
     def plan(self, shot: Shot) -> Plan:
         """Where the parts lie while a resolved shot is made, and the memory that they need there."""
