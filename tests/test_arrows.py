@@ -33,30 +33,14 @@ ARROWS = {
     "sampling": {"shot"},
     "media": {"shot", "_version"},
     "progress": set(),  # what the engine tells; a file of its own for the engine's length alone
+    # parts of the engine, each of one idea
+    "clip": {"media", "shot", "progress"},
     "control": {"model", "sampling", "media", "shot"},
-    "conditions": {
-        "control",
-        "model",
-        "sampling",
-        "media",
-        "shot",
-        "progress",
-    },  # parts of the engine, each of one idea
+    "conditions": {"control", "model", "sampling", "media", "shot", "progress"},
     "prompts": {"model"},
     "velocity": {"attention", "model", "sampling", "conditions", "progress"},
-    "engine": {
-        "attention",
-        "model",
-        "sampling",
-        "media",
-        "shot",
-        "progress",
-        "conditions",
-        "control",
-        "prompts",
-        "velocity",
-        "_version",
-    },
+    "engine": {"attention", "model", "sampling", "media", "shot", "progress", "_version"}
+    | {"clip", "conditions", "control", "prompts", "velocity"},
     "starter": {"model", "sampling", "media", "shot", "engine", "_version"},
     "jobs": {"engine", "media", "shot", "progress", "folders", "_version"},
     "publish": {"media", "jobs", "shot", "_version"},
