@@ -99,6 +99,18 @@ def test_wan_21_vace_equals_diffusers(
         assert (engine_of(wan).denoise(shot()) - latents).abs().max() > 1e-3
 
 
+@pytest.mark.parity
+def test_wan_22_vace_equals_diffusers(
+    tiny_wan: Make, wan_pipeline: Make, trained_spiece: bytes, footage: Callable[..., str]
+) -> None:
+    """Two experts, each with a control branch of its own, and a guidance for each."""
+    wan = tiny_wan(spiece=trained_spiece, names=EXPERTS, **VACE)
+    one = shot(control=(Control("pose", footage(1)),), guidance=(4.0, 3.0))
+    latents = engine_of(wan).denoise(one)
+    pipeline = wan_pipeline(wan, "WanVACEPipeline", boundary_ratio=0.875)
+    assert_close(latents, pipeline(**asked(one), video=frames_of(footage(1))).frames)
+
+
 def test_several_contexts_have_their_own_strengths(tiny_wan: Make, footage: Callable[..., str]) -> None:
     """A second guide changes the clip, less with less strength, and not at all with none."""
     engine = engine_of(tiny_wan(**VACE))
