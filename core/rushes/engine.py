@@ -151,9 +151,9 @@ class Engine(Model):
         shot = super().resolve(shot, fit, continues)
         if not shot.control:
             return shot
-        from rushes.media import footage_digest
+        from rushes.media import seal_footage
 
-        return shot.replace(control=tuple(control.sealed(footage_digest) for control in shot.control))
+        return seal_footage(shot)
 
     def notes(self, shot: Shot) -> list[str]:
         """As `Model.notes`, and what is to know of footage. Raises ShotError for footage that is gone."""

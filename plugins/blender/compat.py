@@ -31,12 +31,13 @@ def all_strips(scene: Any) -> Any:
     return editor.strips_all if hasattr(editor, "strips_all") else editor.sequences_all
 
 
-def still_output(scene: Any, path: str) -> None:
-    """Set a scene up to render one 8-bit PNG."""
+def still_output(scene: Any, path: str, is_float: bool = False) -> None:
+    """Set a scene up to render one 8-bit PNG, or one EXR of 32-bit floats."""
     settings = scene.render.image_settings
     if hasattr(settings, "media_type"):  # from 5.0; file formats depend on it
         settings.media_type = "IMAGE"
-    settings.file_format, settings.color_mode, settings.color_depth = "PNG", "RGB", "8"
+    settings.file_format, depth = ("OPEN_EXR", "32") if is_float else ("PNG", "8")
+    settings.color_mode, settings.color_depth = "RGB", depth
     scene.render.filepath = path
     scene.render.use_file_extension = False
 
@@ -62,6 +63,13 @@ def material_nodes(material: Any) -> Any:
         material.use_nodes = True
     material.node_tree.nodes.clear()
     return material.node_tree
+
+
+def world_background(world: Any) -> Any:
+    """The background node of a new world; from 5.0 every world has one."""
+    if world.node_tree is None:
+        world.use_nodes = True
+    return next(node for node in world.node_tree.nodes if node.type == "BACKGROUND")
 
 
 def is_rendering() -> bool:

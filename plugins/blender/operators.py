@@ -9,22 +9,10 @@ import bpy
 from bpy.props import BoolProperty, IntProperty
 
 from . import compat, places, properties, strips, timer
+from .guided import REFUSALS, Guided, refuse
 from .sheets import Wanted
-from .vendor.client import WorkerMissing
 from .vendor.placeholder import write_placeholder
-from .vendor.plan import Wish, describe_error, plan
-
-REFUSALS = (WorkerMissing, OSError, RuntimeError)  # what an artist can do something about; shown as a sentence
-
-
-def random_seed() -> int:
-    return secrets.randbelow(properties.MAX_SEED)
-
-
-def refuse(operator: Any, error: Exception) -> set[str]:
-    """The sentence into Blender's status bar."""
-    operator.report({"ERROR"}, describe_error(error))
-    return {"CANCELLED"}
+from .vendor.plan import Wish, plan
 
 
 def is_still(operator: Any) -> bool:
@@ -50,9 +38,8 @@ def submit(wish: Wish) -> strips.Take:
     return strips.new_take(key, wish, home)
 
 
-def start_clip(scene: Any, wish: Wish) -> Any:
-    """A job and its strip, which shows a placeholder. Raises what REFUSALS names."""
-    start, _ = properties.range_of(scene)
+def start_clip(scene: Any, wish: Wish, start: int) -> Any:
+    """A job and its strip at a scene frame, which shows a placeholder. Raises what REFUSALS names."""
     lowest = 1
     if wish["length"]["from"] == "STRIP" and wish["length"]["mode"] == "RANGE":
         lowest = scene.sequence_editor.active_strip.channel + 1
@@ -75,7 +62,7 @@ def say_where(operator: Any) -> None:
         operator.report({"INFO"}, f"the .blend is not saved, so the frames go to {places.root()}")
 
 
-class RUSHES_OT_generate(bpy.types.Operator):
+class RUSHES_OT_generate(Guided, bpy.types.Operator):
     """Make a clip from the prompt; a strip with a placeholder appears at once, and fills while frames come"""
 
     bl_idname = "rushes.generate"
@@ -86,20 +73,12 @@ class RUSHES_OT_generate(bpy.types.Operator):
     def poll(cls, context: Any) -> bool:
         return can_ask(cls, context)
 
-    def execute(self, context: Any) -> set[str]:
-        scene = compat.editor_scene(context)
-        values = properties.settings(scene)
-        if not values.is_seed_locked:
-            values.seed = random_seed()
-        try:
-            start_clip(scene, properties.wish_of(scene))
-        except REFUSALS as error:
-            return refuse(self, error)
+    def make(self, context: Any, wish: Wish, start: int) -> None:
+        start_clip(compat.editor_scene(context), wish, start)
         say_where(self)
-        return {"FINISHED"}
 
 
-class RUSHES_OT_variations(bpy.types.Operator):
+class RUSHES_OT_variations(Guided, bpy.types.Operator):
     """Make several takes with seeds that follow each other, on one strip, and a contact sheet of them"""
 
     bl_idname = "rushes.variations"
@@ -112,23 +91,15 @@ class RUSHES_OT_variations(bpy.types.Operator):
     def poll(cls, context: Any) -> bool:
         return can_ask(cls, context)
 
-    def execute(self, context: Any) -> set[str]:
+    def make(self, context: Any, wish: Wish, start: int) -> None:
         scene = compat.editor_scene(context)
-        values = properties.settings(scene)
-        if not values.is_seed_locked:
-            values.seed = random_seed()
-        wish, count = properties.wish_of(scene), self.count or values.variations
-        try:
-            strip = start_clip(scene, wish)
-            for number in range(1, count):
-                take = submit({**wish, "seed": (wish["seed"] + number) % properties.MAX_SEED})
-                strips.add_take(strips.Tagged(scene, strip, strips.read(strip)), take, is_shown=False)
-        except REFUSALS as error:
-            return refuse(self, error)
+        strip = start_clip(scene, wish, start)
+        for number in range(1, self.count or properties.settings(scene).variations):
+            take = submit({**wish, "seed": (wish["seed"] + number) % properties.MAX_SEED})
+            strips.add_take(strips.Tagged(scene, strip, strips.read(strip)), take, is_shown=False)
         keys = tuple(take["key"] for take in strips.read(strip)["takes"])
         timer.session().sheets.append(Wanted(f"variations_{keys[0]}", keys, str(places.root() / "sheets")))
         say_where(self)
-        return {"FINISHED"}
 
 
 class OnOurStrip:
@@ -153,7 +124,7 @@ class RUSHES_OT_take(OnOurStrip, bpy.types.Operator):
 
     def execute(self, context: Any) -> set[str]:
         item = strips.active(context)
-        wish = {**strips.wish_of(item.take), "seed": self.seed if self.seed >= 0 else random_seed()}
+        wish = {**strips.wish_of(item.take), "seed": self.seed if self.seed >= 0 else properties.random_seed()}
         try:
             strips.add_take(item, submit(wish), is_shown=True)
         except REFUSALS as error:

@@ -7,6 +7,7 @@ from typing import Any
 import bpy
 
 from . import compat, places, properties, strips, timer
+from .guides import TAKING
 from .vendor.controller import Job, Quote
 from .vendor.plan import clip_rate, describe_bytes, describe_rate, describe_time
 
@@ -59,14 +60,38 @@ def _draw_request(layout: Any, scene: Any) -> None:
 
 def _draw_keyframes(layout: Any, scene: Any) -> None:
     values = properties.settings(scene)
-    for index, key in enumerate(values.keyframes):
-        row = layout.row(align=True)
-        row.prop(key, "place", text="")
-        row.prop(key, "image", text="")
-        row.operator("rushes.remove_keyframe", text="", icon="X").index = index
+    _draw_pictures(layout, values, is_reference=False)
     row = layout.row(align=True)
     row.prop(values, "keyframe_place", text="")
     row.operator_menu_enum("rushes.keyframe", "source", text="From", icon="IMAGE_DATA")
+
+
+def _draw_pictures(layout: Any, values: Any, is_reference: bool) -> None:
+    for index, key in enumerate(values.keyframes):
+        if (key.place == properties.REFERENCE) != is_reference:
+            continue
+        row = layout.row(align=True)
+        if not is_reference:
+            row.prop(key, "place", text="")
+        row.prop(key, "image", text="")
+        row.operator("rushes.remove_keyframe", text="", icon="X").index = index
+
+
+def _draw_control(layout: Any, scene: Any) -> None:
+    values = properties.settings(scene)
+    limits = timer.controller().limits.get(properties.wish_of(scene)["model"])
+    if limits is not None and limits["kind"] != TAKING:
+        _lines(layout, f"{limits['name']} takes no control passes and no references", "ERROR")
+    column = layout.column()
+    column.prop(values, "guide")
+    if values.guide != "NONE":
+        column.prop(values, "guide_strength")
+        column.prop(values, "guide_mask")
+        _lines(column, "rendered through the scene's camera before the clip is asked for")
+    _draw_pictures(layout, values, is_reference=True)
+    layout.operator_menu_enum(
+        "rushes.keyframe", "source", text="Reference from", icon="IMAGE_DATA"
+    ).place = properties.REFERENCE
 
 
 def _draw_price(layout: Any, scene: Any) -> None:
@@ -211,6 +236,18 @@ class _Keyframes:
         _draw_keyframes(self.layout, compat.editor_scene(context))
 
 
+class _Control:
+    bl_label = "Control"
+    bl_options = {"DEFAULT_CLOSED"}
+
+    @classmethod
+    def poll(cls, context: Any) -> bool:
+        return properties.takes_control(compat.editor_scene(context), timer.controller().limits)
+
+    def draw(self, context: Any) -> None:
+        _draw_control(self.layout, compat.editor_scene(context))
+
+
 class _Strip:
     bl_label = "Takes"
 
@@ -233,7 +270,7 @@ def _panel(part: type, place: type, name: str) -> type:
 CLASSES = tuple(
     _panel(part, place, f"RUSHES_PT_{where}_{part.__name__.strip('_').lower()}")
     for where, place in (("sequencer", _Sequencer), ("viewport", _Viewport))
-    for part in (_Make, _Keyframes, _Strip, _Queue)
+    for part in (_Make, _Keyframes, _Control, _Strip, _Queue)
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import bpy
 
 FOLDER = "rushes"
+NUMBER = "%04d"  # of a frame, in a pattern
 
 
 def is_saved() -> bool:
@@ -55,12 +56,18 @@ def is_in_user_folder(path: str) -> bool:
 
 
 def beside(path: str) -> str:
-    """A file of the user folder, copied beside the .blend; the path of any other as it is. Raises OSError."""
+    """A file of the user folder, or those of a pattern, copied beside the .blend; any other path as it is.
+
+    Raises OSError.
+    """
     source = Path(real_path(path))
-    if not is_in_user_folder(path) or not source.is_file():
+    files = source.parent.glob(source.name.replace(NUMBER, "[0-9]*")) if NUMBER in source.name else [source]
+    found = [file for file in files if file.is_file()]
+    if not is_in_user_folder(path) or not found:
         return str(source)
     target = root() / source.relative_to(user_folder())
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        shutil.copyfile(source, target)
+    for file in found:
+        if not (target.parent / file.name).exists():
+            shutil.copyfile(file, target.parent / file.name)
     return str(target)

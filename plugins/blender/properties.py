@@ -2,7 +2,8 @@
 # Copyright Contributors to the Rushes project
 """What the panel holds for a scene, and the wish that it stands for. Annotations here are Blender's, not types."""
 
-from collections.abc import Callable, Iterable
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -19,11 +20,13 @@ from bpy.props import (
 
 from . import compat
 from .elements import scene_rate
+from .guides import KINDS, TAKING
 from .places import real_path, stored_path
 from .vendor.plan import Wish
 
 MAX_SEED = 2**31 - 1  # of Blender's integers
 NAME = "rushes"  # of the pointer on every scene
+REFERENCE = "REFERENCE"  # of the pictures, the one that is at no frame
 
 
 _listeners: dict[str, Callable[[], Any]] = {}  # the timer, which reads this module, is told through these
@@ -45,11 +48,15 @@ def _models(self: Any, context: Any, text: str) -> list[str]:
 
 
 class RushesKeyframe(bpy.types.PropertyGroup):
-    """A picture that the clip begins or ends with."""
+    """A picture that the clip begins or ends with, or that it refers to."""
 
     place: EnumProperty(
         name="Place",
-        items=[("FIRST", "First", "The clip begins with it"), ("LAST", "Last", "The clip ends with it")],
+        items=[
+            ("FIRST", "First", "The clip begins with it"),
+            ("LAST", "Last", "The clip ends with it"),
+            ("REFERENCE", "Reference", "What it shows shall be seen; for a VACE model"),
+        ],
         update=_touched,
     )
     image: StringProperty(name="Picture", subtype="FILE_PATH", options=compat.BLEND_RELATIVE, update=_touched)
@@ -105,12 +112,31 @@ class RushesSettings(bpy.types.PropertyGroup):
         name="Guidance", default=4.0, min=0.0, max=100.0, update=_touched,
         description="How strictly the prompt is followed; 1 or less turns it off",
     )  # fmt: skip
+    guide: EnumProperty(
+        name="Control", items=KINDS, description="What the camera sees steers the clip", update=_touched
+    )
+    guide_strength: FloatProperty(
+        name="Strength",
+        default=1.0,
+        min=0.0,
+        max=10.0,
+        description="How strictly the pass is followed",
+        update=_touched,
+    )
+    guide_mask: PointerProperty(
+        name="Mask", type=bpy.types.Collection, update=_touched,
+        description="The pass holds where these objects are seen, and the model is free elsewhere",
+    )  # fmt: skip
     variations: IntProperty(name="Variations", default=4, min=2, max=32, description="Takes at once")
     keyframes: CollectionProperty(type=RushesKeyframe)
     keyframe_place: EnumProperty(
         name="As",
         items=[("FIRST", "First frame", "The clip begins with it"), ("LAST", "Last frame", "The clip ends with it")],
     )
+
+
+def random_seed() -> int:
+    return secrets.randbelow(MAX_SEED)
 
 
 def settings(scene: Any) -> Any:
@@ -163,9 +189,32 @@ def wish_of(scene: Any) -> Wish:
         "steps": values.steps if values.is_custom else 0,
         "guidance": round(values.guidance, 4) if values.is_custom else None,
         "keyframes": [
-            {"frame": 0 if key.place == "FIRST" else -1, "image": real_path(key.image)} for key in values.keyframes
+            {"frame": 0 if key.place == "FIRST" else -1, "image": real_path(key.image)}
+            for key in values.keyframes if key.place != REFERENCE
         ],
+        "guide": _guide_of(values), "control": _references_of(values),
     }  # fmt: skip
+
+
+def _guide_of(values: Any) -> dict[str, Any] | None:
+    """The pass that is still to be rendered."""
+    if values.guide == "NONE":
+        return None
+    mask = values.guide_mask.name if values.guide_mask else ""
+    return {"kind": values.guide.lower(), "strength": round(values.guide_strength, 4), "mask": mask}
+
+
+def _references_of(values: Any) -> list[dict[str, Any]]:
+    pictures = [real_path(key.image) for key in values.keyframes if key.place == REFERENCE]
+    return [{"kind": "reference", "references": pictures}] if pictures else []
+
+
+def takes_control(scene: Any, models: Mapping[str, Any]) -> bool:
+    """Whether the panel offers control: the model takes it, or something is set that has to be seen."""
+    values = settings(scene)
+    limits = models.get(_model_of(values))
+    is_set = values.guide != "NONE" or any(key.place == REFERENCE for key in values.keyframes)
+    return is_set or (limits is not None and limits["kind"] == TAKING)
 
 
 def _model_of(values: Any) -> str:
@@ -188,13 +237,18 @@ def restore(scene: Any, wish: Wish) -> None:
     values.keyframes.clear()
     for key in wish["keyframes"]:
         add_keyframe(scene, key["image"], "FIRST" if key["frame"] == 0 else "LAST")
+    for image in (image for control in wish.get("control", []) for image in control.get("references", [])):
+        add_keyframe(scene, image, REFERENCE)
+    guide = wish.get("guide") or {"kind": "NONE", "strength": 1.0, "mask": ""}
+    values.guide, values.guide_strength = guide["kind"].upper(), guide["strength"]
+    values.guide_mask = bpy.data.collections.get(guide["mask"])
 
 
 def add_keyframe(scene: Any, image: str, place: str) -> None:
-    """One picture as first or last frame; the one that had this place goes."""
+    """One picture as first or last frame, where the one that had this place goes, or one more to refer to."""
     keyframes = settings(scene).keyframes
     for index in reversed(range(len(keyframes))):
-        if keyframes[index].place == place:
+        if keyframes[index].place == place != REFERENCE:
             keyframes.remove(index)
     key = keyframes.add()
     key.place, key.image = place, stored_path(image)

@@ -8,7 +8,8 @@ import bpy
 from bpy.props import BoolProperty, StringProperty
 
 from . import compat, places, strips, timer
-from .operators import REFUSALS, is_still, refuse
+from .guided import REFUSALS, refuse
+from .operators import is_still
 from .vendor.placeholder import write_placeholder
 
 

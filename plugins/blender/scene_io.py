@@ -64,12 +64,11 @@ def _new_path(source: str) -> str:
 
 
 @contextmanager
-def _copied(scene: Any, path: str) -> Iterator[Any]:
+def copied(scene: Any, path: str) -> Iterator[Any]:
     """A copy of the scene that renders to path; the artist's own settings are not touched."""
     copy = scene.copy()
     try:
         compat.still_output(copy, path)
-        copy.frame_set(scene.frame_current)
         yield copy
     finally:
         bpy.data.scenes.remove(copy)
@@ -78,7 +77,8 @@ def _copied(scene: Any, path: str) -> Iterator[Any]:
 def _render_sequencer(scene: Any, path: str) -> None:
     if not compat.all_strips(scene):
         raise PictureError("sequencer: it holds no strips")
-    with _copied(scene, path) as copy:
+    with copied(scene, path) as copy:
+        copy.frame_set(scene.frame_current)
         copy.render.use_sequencer, copy.render.use_compositing = True, False
         # Strips are sRGB already; another view transform would shift them, and a clip made from them once more
         copy.view_settings.view_transform = "Standard"
@@ -88,7 +88,8 @@ def _render_sequencer(scene: Any, path: str) -> None:
 def _render_camera(scene: Any, path: str) -> None:
     if scene.camera is None:
         raise PictureError("camera: the scene has none")
-    with _copied(scene, path) as copy:
+    with copied(scene, path) as copy:
+        copy.frame_set(scene.frame_current)
         copy.render.use_sequencer = False
         if not compat.has_window():
             copy.render.engine = "CYCLES"  # the one that needs no OpenGL: without a driver, the others end Blender

@@ -10,12 +10,13 @@ import bpy
 from bpy.props import EnumProperty, IntProperty
 
 from . import backdrops, compat, places, preferences, properties, scene_io, strips, timer
-from .operators import REFUSALS, OnOurStrip, is_still, refuse
+from .guided import REFUSALS, refuse
+from .operators import OnOurStrip, is_still
 from .vendor.client import find_worker
 
 
 class RUSHES_OT_keyframe(bpy.types.Operator):
-    """Take a picture as the clip's first or last frame"""
+    """Take a picture as the clip's first or last frame, or as one to refer to"""
 
     bl_idname = "rushes.keyframe"
     bl_label = "Add Keyframe"
@@ -32,6 +33,7 @@ class RUSHES_OT_keyframe(bpy.types.Operator):
             ("PANEL", "As the panel says", ""),
             ("FIRST", "First frame", "The clip begins with it"),
             ("LAST", "Last frame", "The clip ends with it"),
+            (properties.REFERENCE, "Reference", "What it shows shall be seen; for a VACE model"),
         ],
     )
 

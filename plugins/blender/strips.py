@@ -70,7 +70,16 @@ def new_take(key: str, wish: Wish, home: str) -> Take:
 
 
 def _with_images(wish: Wish, change: Callable[[str], str]) -> Wish:
-    return {**wish, "keyframes": [{**key, "image": change(key["image"])} for key in wish["keyframes"]]}
+    def changed(name: str, value: Any) -> Any:
+        if name == "references":
+            return [change(path) for path in value]
+        return change(value) if value and name in ("path", "mask") else value
+
+    return {
+        **wish,
+        "keyframes": [{**key, "image": change(key["image"])} for key in wish["keyframes"]],
+        "control": [{name: changed(name, one[name]) for name in one} for one in wish.get("control", [])],
+    }
 
 
 def wish_of(take: Take) -> Wish:
@@ -119,7 +128,7 @@ def rates(take: Take) -> tuple[Fraction, Fraction]:
 
 
 def bring_pictures(take: Take) -> None:
-    """Keyframes from the user folder to beside the .blend. Raises OSError."""
+    """Keyframes and footage from the user folder to beside the .blend. Raises OSError."""
     take["wish"] = _with_images(take["wish"], lambda path: stored_path(beside(path)))
 
 

@@ -98,12 +98,14 @@ def test_prefixes_are_typed_in_many_ways(path: str, table: tuple[str, str], expe
 def test_only_paths_are_mapped() -> None:
     """A prompt that looks like one is a prompt; a number of frames is a number, a list of frames are paths."""
     given = {
-        "shot": {"prompt": "/a/b", "frames": 9, "keyframes": [{"frame": 0, "image": "/a/x.png"}], "model": "/a/m"},
+        "shot": {"prompt": "/a/b", "frames": 9, "keyframes": [{"frame": 0, "image": "/a/x.png"}], "model": "/a/m",
+                 "control": [{"kind": "/a", "path": "/a/z.%04d.exr", "mask": "/a/k", "references": ["/a/1", "/c/2"]}]},
         "outputs": ["/a/y.mp4"], "frames": ["/a/0001.png"], "message": "/a/b", "path": "/a/z", "job": "/a/j",
     }  # fmt: skip
     mapped = client_module._mapped(given, lambda text: text.replace("/a", "/b"))
     assert mapped == {
-        "shot": {"prompt": "/a/b", "frames": 9, "keyframes": [{"frame": 0, "image": "/b/x.png"}], "model": "/b/m"},
+        "shot": {"prompt": "/a/b", "frames": 9, "keyframes": [{"frame": 0, "image": "/b/x.png"}], "model": "/b/m",
+                 "control": [{"kind": "/a", "path": "/b/z.%04d.exr", "mask": "/b/k", "references": ["/b/1", "/c/2"]}]},
         "outputs": ["/b/y.mp4"], "frames": ["/b/0001.png"], "message": "/a/b", "path": "/b/z", "job": "/a/j",
     }  # fmt: skip
 

@@ -17,14 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from rushes import Engine, Shot
+from rushes import Control, Engine, Shot
 from rushes.jobs.client import Client, Event
+from rushes.jobs.delivery import about_file
 from rushes.jobs.folder import Job, create_job
 from rushes.jobs.runner import run_job
 from rushes.jobs.wire import encode, read
 from rushes.jobs.worker import Pipe, Worker
+from rushes.media import read_latents
 
 Start = Callable[..., Client]
 Wait = Callable[..., list[Event]]
@@ -79,6 +83,44 @@ def test_refusals_are_sentences(start: Start, ask: Ask, home: Path, shot: Shot) 
         assert words in ask(worker, method, params), method
     assert not [path for path in home.iterdir() if path.is_dir()]
     assert ask(worker, "submit", {"shot": {**plain, "frames": 6}, "fit": True})["shot"]["frames"] == 5
+
+
+def test_footage_is_sealed_when_it_is_asked_for(
+    start: Start, wait: Wait, ask: Ask, tiny_wan: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Under the names that the worker has for it, with the bits of a run of its own; changed since, it is refused."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.symlink_to(theirs)
+    wan = tiny_wan(layers=4, vace_in_channels=96, vace_layers=(0, 2))
+    dice = np.random.default_rng(5)
+    for name in ("depth.0001", "depth.0002", "mask", "one"):
+        Image.fromarray(dice.integers(0, 256, (37, 67, 3), dtype=np.uint8)).save(theirs / f"{name}.png")
+    passes = [
+        Control("depth", str(ours / "depth.%04d.png"), 0.5, str(ours / "mask.png")),
+        Control("reference", references=(str(ours / "one.png"),)),
+    ]
+    model = str(wan.files.transformer.parent)
+    shot = Shot("a red ball", size=(64, 32), frames=5, steps=2, seed=4, model=model, control=passes)
+    worker = start(paths=[(str(theirs), str(ours))])
+    job = ask(worker, "submit", {"shot": shot.to_dict()})
+    folder = Job(Path(job["folder"]))
+    depth, reference = folder.shot().control
+    assert depth.files == (str(theirs / "depth.%04d.png"), str(theirs / "mask.png")) and len(depth.sha256) == 2
+    assert reference.references == (str(theirs / "one.png"),) and len(reference.sha256) == 1
+    assert wait(worker, _ended)[-1].kind == "done"
+    engine = Engine.load(wan.files, device="cpu")
+    made = engine.denoise(engine.resolve(shot))
+    assert read_latents(folder.latents_path)[0].tobytes() == made.numpy().tobytes()
+    assert about_file(str(folder.latents_path))["notes"] == []
+    job = ask(worker, "submit", {"shot": shot.replace(steps=400).to_dict()})["job"]
+    worker.cancel(job)
+    wait(worker, _ended)
+    Image.new("RGB", (67, 37)).save(theirs / "mask.png")
+    ask(worker, "resume", {"job": job})
+    ended = wait(worker, _ended)[-1]
+    assert "mask.png is not the footage this shot was made with" in ended.fields["message"]
+    assert any("is not the footage" in note for note in about_file(str(folder.latents_path))["notes"])
 
 
 def test_cancelled_jobs_go_on_where_they_stood(start: Start, wait: Wait, ask: Ask, shot: Shot, home: Path) -> None:

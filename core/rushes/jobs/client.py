@@ -33,6 +33,8 @@ except ImportError:  # vendored into a host, which has no rushes
 WORKER_VARIABLE = "RUSHES_WORKER"
 # Of the host's own interpreter and libraries; a worker with another Python must not load them.
 _HOST_ONLY = ("PYTHON", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_", "QT_", "QML")
+# Under these names stand paths, and nothing else does
+_PATHS = ("path", "folder", "frames", "outputs", "patterns", "image", "mask", "references", "home", "model")
 SILENT = 20.0  # seconds without a sign of life after which a worker counts as stuck
 PATIENCE = (3.0, 3.0)  # seconds from asking to SIGINT, and from there to killing
 LOG_LINES = 12
@@ -369,15 +371,12 @@ def _swap(path: str, table: Sequence[tuple[str, str]]) -> str:
 
 
 def _mapped(value: Any, change: Callable[[str], str], name: str = "") -> Any:
-    """The value with every path in it changed; paths stand under these names, and nothing else does."""
+    """The value with every path in it changed, see _PATHS."""
     if isinstance(value, Mapping):
         return {key: _mapped(item, change, key) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_mapped(item, change, name) for item in value]
-    is_path = name in ("path", "folder", "frames", "outputs", "patterns", "image", "home", "model") and isinstance(
-        value, str
-    )
-    return change(value) if is_path else value
+    return change(value) if name in _PATHS and isinstance(value, str) else value
 
 
 def _status(status: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rushes._version import __version__
 from rushes.engine import Model
-from rushes.media import check_outputs, next_version, read_record, shot_in
+from rushes.media import check_outputs, next_version, read_record, seal_footage, shot_in
 from rushes.media.paths import MAX_START_FRAME, Target
 from rushes.media.sequences import is_slate
 from rushes.shot import Shot, ShotError
@@ -125,4 +125,8 @@ def _differences(shot: Shot, record: Mapping[str, Any]) -> list[str]:
             keyframe.sealed()
         except ShotError as error:
             notes.append(str(error))
+    try:
+        seal_footage(shot)
+    except ShotError as error:
+        notes.append(str(error))
     return notes

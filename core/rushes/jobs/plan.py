@@ -39,7 +39,7 @@ def plan(wish: Wish, limits: Mapping[str, Any]) -> Plan:
         "size": list(size), "frames": frames, "fps": str(clip_fps),
         "steps": wish["steps"] or limits["steps"],
         "guidance": limits["guidance"] if wish["guidance"] is None else wish["guidance"],
-        "loras": wish.get("loras", []),
+        "loras": wish.get("loras", []), "control": wish.get("control", []),
         "keyframes": [
             {"frame": seen if key["frame"] == -1 else key["frame"], "image": key["image"]} for key in wish["keyframes"]
         ],

@@ -138,11 +138,14 @@ class Worker:
 
     def _submit(self, params: dict[str, Any]) -> dict[str, Any]:
         from rushes.jobs.delivery import check_delivery
+        from rushes.media import seal_footage
 
         shot = Shot.from_dict(_taken(params, "shot", dict))
         outputs, plate = _taken(params, "outputs", list, []), _taken(params, "plate", dict, {})
         colorspace, overwrite = params.get("colorspace"), bool(params.get("overwrite"))
         shot = _model(shot).resolve(shot, bool(params.get("fit")))
+        if shot.control:  # now: a host may change or take away the files while the job waits
+            shot = seal_footage(shot)
         check_delivery(outputs, shot, colorspace, overwrite, plate)
         job = create_job(self._home(params), shot, outputs, colorspace=colorspace, overwrite=overwrite, plate=plate)
         self._accept(job)

@@ -15,7 +15,7 @@ from rushes.media.images import filled, fitted, open_picture
 from rushes.media.manifest import file_digest
 from rushes.media.reader import read_frames
 from rushes.media.sequences import find_pictures
-from rushes.shot import ShotError
+from rushes.shot import Shot, ShotError
 
 FAR = 1e9  # distances beyond are the background: renderers write 1e10, 3e38 or infinity there
 _NUMBERS = ("depth", "normal")  # of an EXR: measures, which are no light
@@ -48,7 +48,9 @@ def read_pass(path: str, kind: str, size: tuple[int, int], frames: int) -> np.nd
     if kind == "normal" and is_exr:
         values = (values + 1) / 2
     if kind == "grey":
-        values = np.repeat((values @ _LUMINANCE)[..., None], 3, axis=3)
+        # not by a matrix product, whose last bits depend on what the BLAS library takes the processor for
+        red, green, blue = (values[..., place] * weight for place, weight in enumerate(_LUMINANCE))
+        values = np.repeat((red + green + blue)[..., None], 3, axis=3)
     return np.clip(values, 0.0, 1.0)
 
 
@@ -69,6 +71,11 @@ def footage_digest(path: str) -> str:
             f"control: {path} cannot be read ({error.strerror or error}); existing footage is allowed"
         ) from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def seal_footage(shot: Shot) -> Shot:
+    """The shot with the digests of its control passes. Raises ShotError for footage that is gone or has changed."""
+    return shot.replace(control=tuple(control.sealed(footage_digest) for control in shot.control))
 
 
 def is_still(path: str) -> bool:

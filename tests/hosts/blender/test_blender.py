@@ -82,6 +82,37 @@ def test_a_clip_lands_on_the_timeline(inside: Inside, rushes: Callable[..., Any]
     assert read_latents(tmp_path / "again.safetensors")[0].tobytes() == made.tobytes()
 
 
+def test_a_blocked_scene_steers_a_clip(
+    inside: Inside, tiny_wan: Callable[..., Any], rushes: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Depth, normals and grey with a mask and a reference, in their values; the clips are the command line's."""
+    from rushes.media import read_latents
+
+    told = inside("guides", 300, vace=_vace(tiny_wan))
+    latents = [read_latents(path) for path in told["latents"]]
+    assert len({made.tobytes() for made, _ in latents}) == 4, "each pass, and each seed, makes another clip"
+    for number, (made, record) in enumerate(latents):
+        assert all(one["sha256"] for one in record["shot"]["control"])
+        if number in (0, 2):
+            done = rushes(
+                "generate", "--from", told["latents"][number], "-o", f"{number}.safetensors", "--device", "cpu"
+            )
+            assert done.returncode == 0, done.stderr
+            assert read_latents(tmp_path / f"{number}.safetensors")[0].tobytes() == made.tobytes()
+
+
+@pytest.mark.parametrize("body", ["refusals", "unsaved"])
+def test_control(inside: Inside, tiny_wan: Callable[..., Any], body: str) -> None:
+    """What cannot be rendered or is broken off leaves nothing; footage goes where its clips go."""
+    inside(body, 240, vace=_vace(tiny_wan))
+
+
+def _vace(tiny_wan: Callable[..., Any]) -> str:
+    """A folder with a tiny VACE model of random weights."""
+    files = tiny_wan("diffusers", layers=4, vace_in_channels=96, vace_layers=(0, 2)).files
+    return str(files.transformer.parent)
+
+
 @pytest.mark.parametrize(
     "body",
     [
