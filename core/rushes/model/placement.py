@@ -31,6 +31,7 @@ from rushes.model.memory import (
     decode_plan,
     device_bytes,
     encode_bytes,
+    text_bytes,
     transformer_bytes,
 )
 from rushes.model.packed import FP8, use_fp8_products, values_and_bytes
@@ -44,9 +45,13 @@ CPU = torch.device("cpu")
 ROOMY = 2  # times the count of `memory`, which is 0.7 to 1.7 times what a rehearsal counts
 # What glibc keeps of pieces that were freed, beside what is in use: measured were 0.4 to 2 times that, up to 0.6 GB.
 KEPT_SHARE, KEPT_MOST = 1.4, 600_000_000
+SMALL = 250_000_000  # bytes of weights
 BLOCKS = ("blocks.", "vace_blocks.")
 HIGH, LOW = "transformer", "transformer_low"
 SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+Latent = tuple[int, int, int]  # frames, height and width in cells
 
 
 class Need(NamedTuple):
@@ -116,11 +121,8 @@ def make_plan(card: Card, shot: Shot, dtype: torch.dtype, device: str, budget: i
     weights = {part: weights_of(card, part, _dtype_of(part, dtype), is_mapped=device == "cpu") for part in card.parts}
     limit = None if budget is None or device == "cpu" else max(1, budget - weights["vae"])
     decoding = decode_plan(card.vae, *latent, dtype.itemsize, limit)
-    work = {
-        "text": text_peak(card.text, card.transformer.text_len, text_dtype(dtype)),
-        "transformer": transformer_peak(card.transformer, noisy, batch, dtype, min(1, len(shot.control))),
-        "vae": decoder_peak(card.vae, latent, decoding, dtype),
-    }
+    find = _counted if sum(weights.values()) < SMALL else _rehearsed
+    work = find(card, noisy, latent[0], batch, dtype, min(1, len(shot.control)), decoding)
     work["transformer_low"] = work["transformer"]
     if shot.keyframes or shot.control:
         work["vae"] = max(work["vae"], encode_bytes(card.vae, height, width, dtype.itemsize))
@@ -141,16 +143,40 @@ def make_plan(card: Card, shot: Shot, dtype: torch.dtype, device: str, budget: i
     return Plan(device, tuple(placed), False, budget, host, decoding, limit)
 
 
+def _rehearsed(
+    card: Card, noisy: Latent, frames: int, batch: int, dtype: torch.dtype, controls: int, decoding: DecodePlan
+) -> dict[str, int]:
+    """Bytes of work of each part. noisy: (T, h, w) of the latents that are denoised; frames: of those, decoded."""
+    return {
+        "text": text_peak(card.text, card.transformer.text_len, text_dtype(dtype)),
+        "transformer": transformer_peak(card.transformer, noisy, batch, dtype, controls),
+        "vae": decoder_peak(card.vae, (frames, *noisy[1:]), decoding, dtype),
+    }
+
+
+def _counted(
+    card: Card, noisy: Latent, frames: int, batch: int, dtype: torch.dtype, controls: int, decoding: DecodePlan
+) -> dict[str, int]:
+    """The same by a quick count, which is some tens of percent off: enough for a small model.
+
+    A rehearsal makes torch load its compiler, a second and 75 MB, in a worker whose host waits for an answer.
+    """
+    tokens = noisy[0] * (noisy[1] // card.transformer.patch_size) * (noisy[2] // card.transformer.patch_size)
+    return {
+        "text": text_bytes(card.text, card.transformer.text_len, text_dtype(dtype).itemsize),
+        "transformer": transformer_bytes(card.transformer, batch, tokens, dtype.itemsize),
+        "vae": decode_bytes(card.vae, decoding, *noisy[1:], dtype.itemsize),
+    }
+
+
 def is_roomy(card: Card, shot: Shot, dtype: torch.dtype, budget: int) -> bool:
     """Whether everything surely fits, by a quick count: a rehearsal loads parts of torch for two seconds."""
     assert shot.size is not None and shot.frames is not None
     factor = card.vae.spatial_factor
     height, width = shot.size[1] // factor, shot.size[0] // factor
-    tokens = card.vae.latent_frames(shot.frames) * height * width // card.transformer.patch_size**2
-    work = max(
-        transformer_bytes(card.transformer, 2 if shot.is_guided else 1, tokens, dtype.itemsize),
-        decode_bytes(card.vae, DecodePlan(1, None), height, width, dtype.itemsize),
-    )
+    frames = card.vae.latent_frames(shot.frames)
+    batch = 2 if shot.is_guided else 1
+    work = max(_counted(card, (frames, height, width), frames, batch, dtype, 0, DecodePlan(1, None)).values())
     return ROOMY * work + sum(weights_of(card, part, _dtype_of(part, dtype), False) for part in card.parts) <= budget
 
 
