@@ -17,6 +17,7 @@ class RushesExtension(ComfyExtension):
             logging.error("Rushes: %s No Rushes nodes were added.", reason)
             return []
         from .attention_node import RushesAttention, RushesAttentionReport
+        from .control_node import RushesControl
         from .generate_node import RushesGenerate
         from .model_nodes import RushesLoadLora, RushesLoadModel
         from .read_nodes import RushesReadPlate, RushesShotFromFile
@@ -28,6 +29,7 @@ class RushesExtension(ComfyExtension):
             RushesLoadLora,
             RushesShot,
             RushesKeyframe,
+            RushesControl,
             RushesShotFromFile,
             RushesGenerate,
             RushesWritePlate,

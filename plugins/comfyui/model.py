@@ -20,6 +20,7 @@ import comfy.utils
 import torch
 
 from rushes.engine import Engine
+from rushes.model import products
 from rushes.model.bundle import Card, digest
 from rushes.model.files import ModelFiles
 from rushes.model.lora import trainer_names
@@ -31,6 +32,13 @@ from .host import Interrupt
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Operations(comfy.ops.disable_weight_init):
+    """ComfyUI's layers, which cast by themselves where a weight stays behind, with the core's own products."""
+
+    class Linear(comfy.ops.disable_weight_init.Linear, products.Linear):
+        """Where nothing is cast, ComfyUI's goes on to the next class, which has the command line's bits."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class RushesModel:
             source,
             device=device,
             dtype=PRECISIONS[precision] or _dtype(source, device),
-            operations=comfy.ops.disable_weight_init,  # they cast by themselves where a weight stays behind
+            operations=_Operations,
             prepare=stage.prepare,
         )
         offload = {

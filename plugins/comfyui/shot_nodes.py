@@ -8,11 +8,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from rushes.shot import MAX_FRAMES, MAX_SEED, Keyframe, Shot, ShotError
+from rushes.shot import MAX_FRAMES, MAX_SEED, Control, Keyframe, Shot, ShotError
 
 from .host import plain, spoken_plainly
-from .keyframes import stored
-from .sockets import CATEGORY, KeyframesSocket, ShotSocket
+from .pictures import KEYFRAMES, stored
+from .sockets import CATEGORY, ControlSocket, KeyframesSocket, ShotSocket
 
 PIXEL_STEP = 16  # every model takes multiples of it; some of more, which the model itself refuses
 FRAME_STEP = 4
@@ -46,6 +46,9 @@ class RushesShot(io.ComfyNode):
                 KeyframesSocket.Input(
                     "keyframes", optional=True, tooltip="Pictures that the shot passes through, from Rushes Keyframe."
                 ),
+                ControlSocket.Input(
+                    "control", optional=True, tooltip="What steers the shot of a VACE model, from Rushes Control."
+                ),
             ],
             outputs=[ShotSocket.Output(display_name="shot", tooltip="For Rushes Generate.")],
         )
@@ -73,6 +76,7 @@ class RushesShot(io.ComfyNode):
         steps: int,
         guidance: float,
         keyframes: tuple[Keyframe, ...] = (),
+        control: tuple[Control, ...] = (),
     ) -> io.NodeOutput:
         with spoken_plainly():
             _check_shape(width, height, frames)
@@ -86,6 +90,7 @@ class RushesShot(io.ComfyNode):
                 steps=steps or None,
                 guidance=guidance or None,
                 keyframes=keyframes or (),
+                control=control or (),
             )
         return io.NodeOutput(shot)
 
@@ -206,4 +211,5 @@ class RushesKeyframe(io.ComfyNode):
         with spoken_plainly():
             if len(image) != 1:
                 raise ShotError(f"image: got a batch of {len(image)}; one picture is allowed")
-            return io.NodeOutput((*(previous or ()), Keyframe(frame, stored(image[0, ..., :3].numpy(force=True)))))
+            path = stored(image[..., :3].numpy(force=True), KEYFRAMES)
+            return io.NodeOutput((*(previous or ()), Keyframe(frame, path)))

@@ -58,13 +58,13 @@ def expected(in_comfyui: Callable[..., str], tmp_path_factory: pytest.TempPathFa
 
 
 def test_every_node_is_there_and_every_input_says_what_it_takes(server: Any) -> None:
-    """Ten nodes under one category, no id without our prefix, and no input or output without a tooltip."""
+    """Eleven nodes under one category, no id without our prefix, and no input or output without a tooltip."""
     found = {
         name: node
         for name, node in server.get("/object_info").items()
         if node["python_module"] == "custom_nodes.rushes"
     }
-    assert len(found) == 10, sorted(found)
+    assert len(found) == 11, sorted(found)
     for name, node in found.items():
         assert name.startswith("Rushes") and node["category"] == "Rushes" and node["description"], name
         for kind in ("required", "optional"):

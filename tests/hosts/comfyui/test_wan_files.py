@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 HERE = Path(__file__).parent
 BOOT = HERE / "support" / "boot.py"
-FOLDERS = {"model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}
 SHOT = {"width": 64, "height": 32, "frames": 5, "steps": 3, "guidance": 4.0, "negative": "the ball"}
 
 ENGINE = """
@@ -38,17 +37,6 @@ np.savez(sys.argv[2], frames=clip.frames, samples=engine.unscaled(clip.latents).
 """
 
 
-def placed(server: Any, files: Any, prefix: str) -> dict[str, str]:
-    """The three files where ComfyUI looks for them; returns the inputs of Load Model."""
-    names = {}
-    for name, path in zip(FOLDERS, (files.transformer, files.text, files.vae), strict=True):
-        folder = server.base / "models" / FOLDERS[name]
-        folder.mkdir(parents=True, exist_ok=True)
-        names[name] = f"{prefix}_{path.name}"
-        shutil.copy(path, folder / names[name])
-    return names
-
-
 def test_files_make_the_engines_clip(
     client: Any,
     server: Any,
@@ -58,7 +46,7 @@ def test_files_make_the_engines_clip(
     tmp_path: Path,
 ) -> None:
     """Bit for bit, with a solver and a shift of one's own; the record names the files; their VAE sees the same."""
-    names = placed(server, tiny_wan("comfy").files, "bits")
+    names = prompts.placed(server, tiny_wan("comfy").files, "bits")
     # the same weights without a prefix, which ComfyUI's VAE loader does not take
     shutil.copy(tiny_wan("original").files.vae, server.base / "models/vae" / names["vae"])
     prompt = {
@@ -72,7 +60,7 @@ def test_files_make_the_engines_clip(
     }
     run = client.run(prompt)
     assert run.end == "success", run.error
-    paths = [str(server.base / "models" / FOLDERS[name] / file) for name, file in names.items()]
+    paths = [str(server.base / "models" / prompts.FOLDERS[name] / file) for name, file in names.items()]
     given = {"files": paths, "solver": "euler", "shift": 3.0}
     in_comfyui("-c", ENGINE, json.dumps(given), tmp_path / "clip.npz")
     want = np.load(tmp_path / "clip.npz")
@@ -105,8 +93,8 @@ def test_files_that_do_not_go_together_are_refused(
     client: Any, server: Any, prompts: ModuleType, tiny_wan: Callable[..., Any]
 ) -> None:
     """At /prompt, by the input that has to change."""
-    names = placed(server, tiny_wan("comfy").files, "pair")
-    others = placed(server, tiny_wan("comfy", "2.2").files, "other")
+    names = prompts.placed(server, tiny_wan("comfy").files, "pair")
+    others = prompts.placed(server, tiny_wan("comfy", "2.2").files, "other")
     for changes, name, says in (
         ({"vae": others["vae"]}, "vae", "a VAE of 16"),
         ({"text_encoder": names["vae"]}, "text_encoder", ""),
@@ -131,7 +119,7 @@ def test_quantised_files_are_an_error_in_one_sentence(
     from safetensors.torch import load_file as load
     from safetensors.torch import save_file
 
-    names = placed(server, tiny_wan("comfy").files, "fp8")
+    names = prompts.placed(server, tiny_wan("comfy").files, "fp8")
     path = server.base / "models/diffusion_models" / names["model"]
     tensors = {key: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t.clone() for key, t in load(path).items()}
     save_file(tensors, path, {"config": '{"num_heads": 2}'})

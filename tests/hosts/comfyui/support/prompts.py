@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 Prompt = dict[str, dict[str, Any]]
 Link = list[Any]
 
+FOLDERS = {"model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}
 TINY = {"width": 32, "height": 32, "frames": 5, "steps": 2, "guidance": 1.0}
 
 
@@ -53,3 +55,14 @@ def plate(writes: dict[str, Any] | None = None, **changes: Any) -> Prompt:
         "3": generate(["1", 0], ["2", 0]),
         "4": write(latent=["3", 2], model=["1", 0], **writes or {}),
     }
+
+
+def placed(server: Any, files: Any, prefix: str) -> dict[str, str]:
+    """The three files where ComfyUI looks for them; returns the inputs of Load Model."""
+    names = {}
+    for name, path in zip(FOLDERS, (files.transformer, files.text, files.vae), strict=True):
+        folder = server.base / "models" / FOLDERS[name]
+        folder.mkdir(parents=True, exist_ok=True)
+        names[name] = f"{prefix}_{path.name}"
+        shutil.copy(path, folder / names[name])
+    return names
