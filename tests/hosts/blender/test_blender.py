@@ -183,7 +183,7 @@ def test_a_killed_blender_loses_nothing(
         process.wait()
     if with_worker:
         os.killpg(now["worker"], signal.SIGKILL)
-    told = inside("after_crash", 240, file=now["file"])
+    told = inside("after_crash", 700, file=now["file"])
     assert told["was_elsewhere"] is not with_worker
 
 

@@ -60,12 +60,12 @@ def after_crash(host: Host) -> dict[str, Any]:
     job = next(iter(host.controller.jobs.values()))
     host.until(lambda: job.state == "running")
     was_elsewhere = job.is_elsewhere
-    host.finish()
+    host.finish(300)
     scene = bpy.context.scene
     assert host.names(host.strip(scene)) == expected(129, "12", "24", 258)
     bpy.ops.rushes.restore_settings()
     bpy.ops.rushes.generate()
-    host.finish()
+    host.finish(300)
     one, two = host.controller.jobs.values()
     assert one.id != two.id and len(host.folder_of(one)) == 129 and host.folder_of(one) == host.folder_of(two)
     return {"was_elsewhere": was_elsewhere}

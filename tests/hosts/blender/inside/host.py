@@ -72,9 +72,9 @@ class Host:
         jobs = self.controller.jobs.values()
         return bool(jobs) and not any(job.is_active for job in jobs)
 
-    def finish(self) -> None:
+    def finish(self, seconds: float = 90) -> None:
         """Until all jobs are done; fails when one is not."""
-        self.until(self.ended)
+        self.until(self.ended, seconds)
         self.session.tick()
         states = {(job.state, job.message) for job in self.controller.jobs.values()}
         assert states == {("done", "")}, states
