@@ -60,6 +60,16 @@ def test_gradients_few_rows_and_other_types_are_torchs() -> None:
             assert layer(x).dtype is torch.bfloat16
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("onednn")
+def test_a_compiled_layer_is_torchs() -> None:
+    """torch.compile has no code for the operator when it meets it in a model."""
+    layer, x = products.Linear(24, 16), torch.randn(40, 24)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias))
+
+
 @pytest.mark.parametrize("rows", [1, products.ROWS, products.ROWS + 1, 2 * products.ROWS + 333])
 @pytest.mark.parametrize("kind", ["plain", "packed"])
 def test_rows_at_a_time_are_all_rows(rows: int, kind: str) -> None:

@@ -9,7 +9,9 @@ opened once, when it is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import torch
@@ -148,23 +150,23 @@ class PackedLinear(_PackedLayer):
         """Work as if up [out, rank] @ down [rank, in] and diff [out, in] were added to the weight; None: nothing."""
         self.up, self.down, self.diff = up, down, diff
 
-    @property
-    def opens_quickly(self) -> bool:
-        """Whether opening the weight takes little beside a product with some hundred rows."""
-        return self.kind in HALVES
-
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self.opened(x.dtype)(x)
+
+    def opened(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The layer for inputs of a type, with its weight open for as long as this is kept."""
+        bias = None if self.bias is None else self.bias.to(dtype)
         if self.multiplies_fp8 and self.diff is None:
-            out = multiply_fp8(x, self.packed, bias)
+            product = partial(multiply_fp8, weight=self.packed, bias=bias)
         else:
-            weight = self.packed.unpack(x.dtype)
+            weight = self.packed.unpack(dtype)
             if self.diff is not None:
-                weight += self.diff.to(x.dtype)
-            out = linear(x, weight, bias)
+                weight += self.diff.to(dtype)
+            product = partial(linear, weight=weight, bias=bias)
         if self.up is None or self.down is None:
-            return out
-        return out + linear(linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+            return product
+        up, down = self.up.to(dtype), self.down.to(dtype)
+        return lambda x: product(x) + linear(linear(x, down), up)
 
 
 def fp8_obstacle(device: torch.device) -> str | None:

@@ -26,8 +26,6 @@ ROWS, ROWS_ON_CARDS = 1024, 4096
 class _Linear(nn.Linear):
     """torch's, by `linear`."""
 
-    opens_quickly = True  # whether several calls instead of one cost nothing
-
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
@@ -48,14 +46,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def by_rows(layers: nn.Sequential, x: Tensor) -> Tensor:
     """layers(x [B, L, dim]) for layers that treat each token by itself, so many rows at a time. Not for training."""
-    is_quick = all(getattr(layer, "opens_quickly", True) for layer in layers)
     # a rehearsal of the work, on "meta", is of the processor: on a card more than this is the peak elsewhere
     rows = ROWS if x.device.type in ("cpu", "meta") else ROWS_ON_CARDS
-    if torch.is_grad_enabled() or x.shape[1] <= rows or not is_quick:
+    if torch.is_grad_enabled() or x.shape[1] <= rows:
         return layers(x)
+    # packed weights are opened once, not for each part
+    steps = [open_it(x.dtype) if (open_it := getattr(layer, "opened", None)) else layer for layer in layers]
     out = None
     for start in range(0, x.shape[1], rows):
-        part = layers(x[:, start : start + rows])
+        part = x[:, start : start + rows]
+        for step in steps:
+            part = step(part)
         if out is None:
             out = part.new_empty(*x.shape[:2], part.shape[2])
         out[:, start : start + rows] = part
@@ -65,7 +66,8 @@ def by_rows(layers: nn.Sequential, x: Tensor) -> Tensor:
 
 def _is_for_onednn(x: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # torch.compile chooses for itself
+        and x.device.type == "cpu"
         and x.dtype is torch.float32
         and x.numel() >= MIN_ROWS * x.shape[-1]
         and not torch.is_grad_enabled()  # the operator has no gradients
