@@ -11,7 +11,7 @@ from typing import Any
 
 import nuke
 
-from . import colour, host, keyframes, knobs, places, readers, takes
+from . import colour, controls, host, keyframes, knobs, places, readers, takes
 from .refusal import Refusal
 from .session import attempt, session, tell
 from .vendor.placeholder import write_placeholder
@@ -66,9 +66,13 @@ def _launch(node: Any, key: str, wish: dict[str, Any]) -> None:
     now, home, start = session(), places.jobs_home(), knobs.start(node)
     space = colour.chosen(str(node["plate_colorspace"].value()), now.spaces)
     colour.check(readers.of(node)["colorspace"], space)
+    limits = now.controller.limits[wish["model"]]
+    controls.check(node, wish, limits)
     with host.undo_step("Rushes: generate"):
+        footage = controls.render(node, key, wish, plan(wish, limits), start, now.spaces)
+        wish["control"] = [*wish["control"], *footage]
         wish["keyframes"] = [*wish["keyframes"], *keyframes.render(node, key, now.spaces)]
-        made = plan(wish, now.controller.limits[wish["model"]])
+        made = plan(wish, limits)
         delivery = knobs.delivery(node, start, space["name"], made.shot["frames"])
         take = takes.new_take(key, wish, home, delivery, start=start, length=made.length, space=space["name"])
         tagged = _tagged(node)

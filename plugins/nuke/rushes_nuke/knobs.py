@@ -11,7 +11,7 @@ from typing import Any
 
 import nuke
 
-from . import colour, host, places
+from . import colour, controls, host, places
 from .ranges import asked_range
 from .refusal import Refusal
 from .takes import KNOB
@@ -69,6 +69,21 @@ def add_all(node: Any) -> None:
         _told(
             nuke.Multiline_Eval_String_Knob("keyframes", "keyframes"),
             "FRAME=IMAGE, one a line; -1 is the last. The inputs are frames 0 and -1",
+        ),
+        nuke.Text_Knob("control_line", ""),
+        _told(
+            nuke.Enumeration_Knob(controls.INPUT, "control", list(controls.KINDS)),
+            "what the input shows, for a VACE model, over the clip's frames. A distance is what red holds, 0 where "
+            "nothing is; normals are -1 to 1; source: frames that are kept",
+        ),
+        _valued(nuke.Double_Knob("control_strength", "strength"), 1.0, "how strictly the input is followed, 0 to 10"),
+        _told(
+            nuke.Multiline_Eval_String_Knob("control_files", "control files"),
+            "KIND:STRENGTH@FRAME=FILE, one a line, such as depth:1@0=/passes/z.%04d.exr; ' within MASK' behind it is "
+            "where it holds",
+        ),
+        _told(
+            nuke.Multiline_Eval_String_Knob("references", "references"), "pictures of what shall be seen, one a line"
         ),
         nuke.Text_Knob("plate_line", ""),
         _told(nuke.File_Knob("plate", "plate"), "empty: rushes/plates beside the script. The version is put in"),
@@ -173,6 +188,7 @@ def wish(node: Any, model_name: str) -> Wish:
         "model": model_name, "seed": _seed(node), "steps": _whole(node["steps"], "steps", 0),
         "guidance": _guidance(node), "loras": [_lora(line) for line in _lines(node["loras"])],
         "fps": fps, "scene_fps": fps if is_frame_for_frame else str(script_fps), "keyframes": _keyframes(node),
+        "control": controls.typed(_lines(node["control_files"]), _lines(node["references"])),
         "size": {"mode": mode, "scene": list(host.script_size()), "custom": own}, "length": length,
     }  # fmt: skip
 
@@ -308,7 +324,9 @@ def restore(node: Any, found: Mapping[str, Any]) -> None:
     _set_model(node, shot["model"])
     start_frame = found["first"] if found["first"] is not None else node["first_frame"].value()
     lines = [f"{keyframe['frame']}={keyframe['image']}" for keyframe in shot["keyframes"]]
+    footage, references = controls.lines_of(shot.get("control", ()))
     values = {
+        "control": controls.NONE, "control_files": "\n".join(footage), "references": "\n".join(references),
         "prompt": shot["prompt"], "negative": shot["negative"] or "", "own_negative": shot["negative"] is not None,
         "seed": str(shot["seed"]), "steps": shot["steps"], "guidance": _guidance_text(shot["guidance"]),
         "loras": "\n".join(map(_lora_line, shot.get("loras", ()))),

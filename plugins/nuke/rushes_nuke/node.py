@@ -8,12 +8,12 @@ from typing import Any
 
 import nuke
 
-from . import host, knobs
+from . import controls, host, keyframes, knobs
 from .readers import PLATE
 from .session import session
 
 NAME = "Rushes"
-INPUTS = ("first", "last")  # pictures that the clip begins and ends with
+INPUTS = (*keyframes.INPUTS, controls.INPUT)
 
 
 def create() -> Any:

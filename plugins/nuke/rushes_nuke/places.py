@@ -31,5 +31,9 @@ def plate_pattern(name: str) -> str:
     return (root() / "plates" / f"{name}.%04d.exr").as_posix()
 
 
+def control(key: str) -> Path:
+    return root() / "control" / key
+
+
 def keyframe(key: str, which: str) -> Path:
     return root() / "keyframes" / f"{key}_{which}.png"
