@@ -34,7 +34,7 @@ _ONE_IN_FRONT = ("modulation", "scale_shift_table", "emb_pos")  # tensors whose 
 
 _NOTE = "_quantization_metadata"
 _SCALES = ("scale_weight", "weight_scale")
-_INPUT_SCALES = ("scale_input", "input_scale")  # for products in fp8, which are not made here
+_INPUT_SCALES = ("scale_input", "input_scale")  # not read: products in fp8 scale inputs by what they hold
 _GLOBAL, _INLINE = "scaled_fp8", "comfy_quant"
 MARKS = (_GLOBAL, _INLINE, *_SCALES, *_INPUT_SCALES)
 _FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
