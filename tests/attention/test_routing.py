@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -23,8 +25,16 @@ PATTERNS = [
 
 
 def _tokens(pattern: TopK, dtype: torch.dtype, sets: tuple[int, int] = (2, 3)) -> list[torch.Tensor]:
-    """Small whole numbers: every sum is exact, in whatever order, and many scores are equal."""
-    return [torch.randint(-3, 4, (*sets, pattern.length, 16)).to(dtype) for _ in range(2)]
+    """Small whole numbers, and so are their means: sums are exact in whatever order, and many scores are equal."""
+    return [_with_whole_means(pattern.starts().tolist(), sets).to(dtype) for _ in range(2)]
+
+
+def _with_whole_means(starts: list[int], sets: tuple[int, int]) -> torch.Tensor:
+    tiles = []
+    for start, end in pairwise(starts):
+        mean, away = torch.randint(-3, 4, (*sets, 1, 16)), torch.randint(-2, 3, (*sets, end - start, 16))
+        tiles.append(mean + away - away.roll(1, dims=2))
+    return torch.cat(tiles, dim=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

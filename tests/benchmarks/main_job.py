@@ -163,15 +163,19 @@ def count_work(engine: Engine, peer: Peer, shot: Shot) -> dict[str, Work]:
     return {"rushes": ours, "diffusers": theirs}
 
 
-def wan_form(bundle: Path, folder: Path) -> Path:
-    """The bundle without its pooled text, which neither Wan nor diffusers has: what rows 2 and 3 compare."""
+def wan_form(bundle: Path, folder: Path, schedule: str) -> Path:
+    """The bundle as rows 2 and 3 compare it: on the peer's schedule, since outputs can only be equal along the same
+    one, and without its pooled text, which neither Wan nor diffusers has.
+    """
     from rushes.model.bundle import read_card, read_weights, write_bundle
 
     card, weights = read_card(bundle), read_weights(bundle)
-    if not card.transformer.pooled_dim:
-        return bundle
     plain = {name: t for name, t in weights["transformer"].items() if not name.startswith("pooled_embedding.")}
-    card = dataclasses.replace(card, transformer=dataclasses.replace(card.transformer, pooled_dim=0))
+    card = dataclasses.replace(
+        card,
+        transformer=dataclasses.replace(card.transformer, pooled_dim=0),
+        defaults=dataclasses.replace(card.defaults, schedule=schedule),
+    )
     write_bundle(folder / "wan_form.safetensors", card, {**weights, "transformer": plain})
     return folder / "wan_form.safetensors"
 
@@ -188,12 +192,8 @@ def report(model: str, effort: Effort, processes: Processes) -> bool:
     engine.generate(own)
     generation = in_turn({WARM: lambda: engine.generate(own)}, effort.warm)
     kept = tempfile.TemporaryDirectory()  # until the end: a clip's record reads the file again
-    path = wan_form(engine.path, Path(kept.name))
+    path = wan_form(engine.path, Path(kept.name), SCHEDULE)
     engine, peer = Engine.load(path, device="cpu"), Peer(path)
-    # From here on diffusers' noise levels, since outputs can only be equal along the same schedule
-    engine.card = dataclasses.replace(
-        engine.card, defaults=dataclasses.replace(engine.card.defaults, schedule=SCHEDULE)
-    )
     shots = {frames: engine.resolve(own.replace(frames=frames)) for frames in CLIPS}
     agreements = [compare(engine, peer, shot) for shot in shots.values()]
     warm = {frames: measure_warm(engine, peer, shot, effort.warm) for frames, shot in shots.items()}

@@ -97,8 +97,6 @@ def _compute(
     if not math.isfinite(used):
         raise ValueError(f"scale: got {scale}; a finite number is allowed")
     if is_torch(q):
-        if q.device.type == "meta":  # shapes alone, of a plan
-            return q.new_empty(q.shape)
         from rushes.attention import torch_backend
 
         if torch_backend.is_traced(q, k, v):
@@ -122,6 +120,9 @@ def serve(
     if chosen != "rushes":
         from rushes.attention import torch_backend
 
+        if is_torch(q) and q.device.type == "meta":  # shapes alone, of a plan
+            latest.note_backend("torch")
+            return q.new_empty(q.shape)
         lists = _resolve(pattern, q, k, scale)
         return torch_backend.torch_attention(q, k, v, scale, lists, by_flex=chosen == "flex")
     if _on_card(q):

@@ -78,7 +78,7 @@ def test_every_node_has_a_page_a_locale_and_short_files(files: dict[str, bytes])
     ids = sorted(
         found for name, data in files.items() if name.endswith(".py") for found in re.findall(rb'node_id="(\w+)"', data)
     )
-    assert len(ids) == 10
+    assert len(ids) == 11
     definitions = json.loads(files["locales/en/nodeDefs.json"])
     assert sorted(definitions) == [node_id.decode() for node_id in ids]
     for node_id in ids:

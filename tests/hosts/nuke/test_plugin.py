@@ -69,7 +69,7 @@ def _range(read: Any) -> tuple[int, int]:
 
 @EVERYWHERE
 def test_generate_to_restore(session: Any, plugin: ModuleType, node: Any, script: Path) -> None:
-    """A click, a placeholder, frames as they come, a plate in the script's colour, a second version, back and again.
+    """A click, a placeholder, a plate in the script's colour, a second version, back and again.
 
     The bar appears and goes; the plate is reloaded once; undo takes a click back in one step.
     """
@@ -82,16 +82,9 @@ def test_generate_to_restore(session: Any, plugin: ModuleType, node: Any, script
     session.threads.pump_until(lambda: "placeholder" in read["file"].value(), 120)
     assert not node.hasError() and _range(read) == (1, 1)
     session.threads.pump_until(session.visible_tasks, 120)
-    versions, files = read["version"].value(), set()
-
-    def is_done() -> bool:
-        files.add(read["file"].value())
-        return _take(plugin, node)["state"] == "done"
-
-    session.threads.pump_until(is_done, 120)
+    _made(session, plugin, node)
     plate = script.parent / "rushes" / "plates" / f"{node.name()}_v001.%04d.exr"
     assert read["file"].value() == plate.as_posix() and _range(read) == (1001, 1009)
-    assert any("frames/%04d.png" in file for file in files) and read["version"].value() == versions + 1
     assert nuke.Undo.undoSize() == undo_before + 1, "everything that came by itself is no step of undo"
     assert read["on_error"].value() == "error" and read["frame"].value() == ""
     assert read["localizationPolicy"].value() == "fromAutoLocalizePath", "left alone"
@@ -127,6 +120,27 @@ def test_generate_to_restore(session: Any, plugin: ModuleType, node: Any, script
     take = _made(session, plugin, again)
     assert take["pattern"] == (script.parent / "again_v001.%04d.exr").as_posix()
     assert (render(again, 1005) == picture).all(), "the same bits"
+
+
+def test_frames_are_shown_as_they_come(session: Any, plugin: ModuleType, node: Any) -> None:
+    """A clip that takes seconds to decode: the Read shows more and more of it, then the plate, with one reload."""
+    read = plugin.readers.of(node)
+    node["last_frame"].setValue(1401)
+    node["size"].setValue("own")
+    node["width"].setValue(128)
+    node["height"].setValue(128)
+    node["generate"].execute()
+    session.threads.pump_until(session.visible_tasks, 120)
+    versions, lengths = read["version"].value(), set()
+
+    def is_done() -> bool:
+        if "frames/%04d.png" in read["file"].value():
+            lengths.add(_range(read)[1])
+        return _take(plugin, node)["state"] == "done"
+
+    session.threads.pump_until(is_done, 240)
+    assert len(lengths) > 2, "the strip of frames grew"
+    assert _range(read) == (1001, 1401) and read["version"].value() == versions + 1
 
 
 @EVERYWHERE
