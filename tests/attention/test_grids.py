@@ -74,7 +74,7 @@ def _assert_close(
         return float(np.sqrt(np.mean(np.square(x))))
 
     assert rms(wrong) <= 2 * rms(peers) + eps * rms(right)
-    assert wrong.max() <= 4 * peers.max() + 2 * eps * np.abs(right).max()
+    assert wrong.max() <= 8 * peers.max() + 2 * eps * np.abs(right).max()
 
 
 def _tokens(length: int, heads: int = 1, head_dim: int = 64, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -57,7 +57,8 @@ def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) 
 def _assert_close(out: torch.Tensor, peer: torch.Tensor, expected: np.ndarray, dtype: torch.dtype) -> None:
     """Root mean square error at most twice that of torch's attention in the same dtype, plus the result's rounding.
 
-    The largest error of thousands is luck on both sides (three times fails once in 400 inputs), so it gets four times.
+    The largest error of thousands is luck on both sides (three times fails once in 400 inputs, and 5.8 times was met
+    once in some ten thousand), so it gets eight times. A wrong number would be thousands of times off, in both.
     """
     ours, theirs = (np.abs(x.double().numpy() - expected) for x in (out, peer))
     eps = torch.finfo(dtype).eps
@@ -66,7 +67,7 @@ def _assert_close(out: torch.Tensor, peer: torch.Tensor, expected: np.ndarray, d
         return float(np.sqrt(np.mean(np.square(x))))
 
     assert rms(ours) <= 2 * rms(theirs) + eps * rms(expected)
-    assert ours.max() <= 4 * theirs.max() + 2 * eps * np.abs(expected).max()
+    assert ours.max() <= 8 * theirs.max() + 2 * eps * np.abs(expected).max()
 
 
 def _inputs(case: tuple[int, ...], dtype: torch.dtype, std: float = 1.0) -> tuple[torch.Tensor, ...]:

@@ -105,6 +105,7 @@ def test_ctrl_c_leaves_nothing(approved: str, tmp_path: Path, environment: dict[
         [sys.executable, "-m", "rushes", "publish", approved, "--to", str(tmp_path / "show")],
         env={**environment, "PYBLISHPLUGINPATH": os.environ["PYBLISHPLUGINPATH"]},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     while not (tmp_path / "waits").exists():
         assert publisher.poll() is None, publisher.communicate()
