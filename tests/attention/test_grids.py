@@ -53,7 +53,7 @@ def _assert_close(
 ) -> None:
     """Of the first and the last query tile and some between, up to 64 queries of each, against torch in `dtype`.
 
-    Root mean square error at most twice that of torch, the largest, which is luck on both sides, at most four times.
+    Root mean square error at most twice that of torch, the largest, which is luck on both sides, at most eight times.
     """
     last = len(lists.query_start) - 2
     ours, theirs, exact = [], [], []
