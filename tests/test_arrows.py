@@ -28,10 +28,11 @@ ARROWS = {
     "_version": set(),
     "shot": set(),
     "folders": set(),  # where the user's own files lie, which models and jobs both ask
+    "hashing": set(),  # one rule of digests for models, plates and footage
     "attention": {"_version"},
-    "model": {"attention", "shot", "folders", "_version"},
+    "model": {"attention", "shot", "folders", "hashing", "_version"},
     "sampling": {"shot"},
-    "media": {"shot", "_version"},
+    "media": {"shot", "hashing", "_version"},
     "progress": set(),  # what the engine tells; a file of its own for the engine's length alone
     # parts of the engine, each of one idea
     "clip": {"media", "shot", "progress"},
@@ -43,12 +44,12 @@ ARROWS = {
     | {"clip", "conditions", "control", "prompts", "velocity"},
     "starter": {"model", "sampling", "media", "shot", "engine", "_version"},
     "jobs": {"engine", "media", "shot", "progress", "folders", "_version"},
-    "publish": {"media", "jobs", "shot", "_version"},
+    "publish": {"media", "jobs", "shot", "hashing", "_version"},
 }
 TOP = {"__init__", "__main__", "cli", "commands", "doctor"}
 
 STDLIB_ONLY = [
-    *("shot.py", "_version.py", "__init__.py", "jobs/__init__.py"),
+    *("shot.py", "hashing.py", "_version.py", "__init__.py", "jobs/__init__.py"),
     *(f"jobs/{name}" for name in VENDORED),
 ]
 NO_TORCH = ["media", "commands/reporting.py", "commands/options.py", "commands/stopping.py", "cli.py"]

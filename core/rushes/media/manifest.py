@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from rushes.hashing import file_digest
 from rushes.media.paths import PICTURES, Target, manifest_name, temporary_name
 from rushes.media.record import to_text
 from rushes.shot import ShotError, parse_fps
 
 VERSION = 1
 _MAX_WAITING = 4  # frames whose pixels wait to be hashed; hashing is faster than writing
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -242,16 +242,6 @@ class Hasher:
 def _file(path: Path, number: int | None, pixels: np.ndarray | None) -> File:
     size, digest = file_digest(path)
     return File(number, path.name, size, digest, None if pixels is None else pixels_digest([pixels]))
-
-
-def file_digest(path: Path) -> tuple[int, str]:
-    """Bytes and SHA-256 of a file. Raises OSError."""
-    found, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-            size += len(block)
-    return size, found.hexdigest()
 
 
 def pixels_digest(parts: Sequence[np.ndarray]) -> str:

@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from rushes.hashing import file_digest, joint_digest
 from rushes.media.images import filled, fitted, open_picture
-from rushes.media.manifest import file_digest
 from rushes.media.reader import read_frames
 from rushes.media.sequences import find_pictures
 from rushes.shot import Shot, ShotError
@@ -70,7 +69,7 @@ def footage_digest(path: str) -> str:
         raise ShotError(
             f"control: {path} cannot be read ({error.strerror or error}); existing footage is allowed"
         ) from error
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return joint_digest(digests)
 
 
 def seal_footage(shot: Shot) -> Shot:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rushes.media.manifest import File, Manifest, file_digest, manifest_path, pixels_digest, read_manifest
+from rushes.hashing import file_digest
+from rushes.media.manifest import File, Manifest, manifest_path, pixels_digest, read_manifest
 from rushes.media.paths import MANIFEST, PICTURES, STILLS, Target
 from rushes.media.record import read_record
 from rushes.shot import Shot, ShotError

@@ -8,10 +8,9 @@ Tensors are named `transformer.…`, `vae.…` and `text.…`; the card is JSON 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rushes.hashing import file_digest
 from rushes.model.clip import ClipVisionConfig
 from rushes.model.config import TransformerConfig, VAEConfig
 from rushes.model.loading import Modules, load_modules
@@ -287,15 +287,6 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def joint_digest(digests: Sequence[str]) -> str:
-    """One digest for several files: their own where there is one, else that of all, one behind the other."""
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+    return file_digest(path)[1]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rushes._version import __version__
-from rushes.model.bundle import Card, joint_digest, read_card
+from rushes.hashing import joint_digest
+from rushes.model.bundle import Card, read_card
 from rushes.model.digests import digest
 from rushes.model.files import FilesCard, ModelFiles, files_card
 from rushes.model.finding import find_model

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from rushes.folders import user_folder
+from rushes.hashing import joint_digest
 from rushes.model import bundle
 from rushes.model.places import INDEX
 from rushes.model.reading import files_of
@@ -24,7 +25,7 @@ def digest(path: Path) -> str:
     """SHA-256 of one file; of an index of shards, that of itself and its shards together. Raises OSError."""
     files = [path, *files_of(path)] if path.name.endswith(INDEX) else [path]
     memory = Memory(user_folder("cache") / "digests.json")
-    found = bundle.joint_digest([_remembered(file.absolute(), memory) for file in files])
+    found = joint_digest([_remembered(file.absolute(), memory) for file in files])
     memory.save()
     return found
 

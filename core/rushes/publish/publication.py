@@ -11,7 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rushes.media.manifest import Manifest, file_digest
+from rushes.hashing import file_digest
+from rushes.media.manifest import Manifest
 from rushes.media.paths import Target
 from rushes.publish.review import Review
 from rushes.publish.settings import Settings

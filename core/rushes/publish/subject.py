@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rushes.hashing import file_digest
 from rushes.jobs.folder import REVIEWS, Job, JobError, find_job, jobs_home
-from rushes.media.manifest import File, file_digest, manifest_path
+from rushes.media.manifest import File, manifest_path
 from rushes.media.paths import STILLS, Target
 from rushes.media.versions import without_version
 from rushes.shot import ShotError
