@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-_PARITY_PACKAGES = ("diffusers", "transformers", "sentencepiece")
+_PARITY_PACKAGES = ("diffusers", "transformers", "peft", "sentencepiece")
 _START = Path.cwd()
 _PARITY_REQUIRED = os.environ.get("RUSHES_REQUIRE_PARITY") == "1"
 
