@@ -217,6 +217,38 @@ def test_a_folder_is_a_model_on_the_command_line(
     assert torch.equal(load_file(tmp_path / "b.safetensors")["latents"], got)
 
 
+@pytest.mark.slow
+def test_a_model_of_middle_size_is_the_same_from_every_layout(tiny_wan: Make, tmp_path: Path, rushes: Make) -> None:
+    """287 million parameters, 1.3B at half its width: the whole command, from a folder to a movie, with one outcome."""
+    width = {"dim": 768, "heads": 6, "layers": 24, "ffn_dim": 4480, "text_width": 256}
+    wan = tiny_wan("comfy", **width)
+    pieces = tiny_wan("original").files.text.with_name("tokenizer.json")
+    assert sum(t.numel() for t in wan.states["transformer"].values()) > 280e6
+
+    def tokenizer(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pieces, path)
+
+    options = ("--size", "64x32", "--frames", "5", "--steps", "2", "--guidance", "3", "--seed", "6", "--device", "cpu")
+    latents = []
+    for layout in ("original", "diffusers", "comfy"):
+        folder = tmp_path / f"{layout} model"
+        if layout == "comfy":
+            write_comfy(folder, wan, "bf16")
+        else:
+            written(wan, layout, "bf16", folder, tokenizer)
+        outputs = (f"{layout}.safetensors", f"{layout}.mp4")
+        done = rushes(
+            "generate", "a red ball rolls", "--model", str(folder), *options, "-o", outputs[0], "-o", outputs[1]
+        )
+        shutil.rmtree(folder)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / outputs[1]).stat().st_size > 500
+        latents.append(load_file(tmp_path / outputs[0])["latents"])
+    assert torch.equal(latents[0], latents[1]) and torch.equal(latents[0], latents[2])
+    assert latents[0].std() > 0.1
+
+
 def test_loras_on_the_command_line_are_in_the_record(
     wan: SimpleNamespace, tmp_path: Path, rushes: Make, nobody: Path
 ) -> None:
