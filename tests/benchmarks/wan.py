@@ -58,18 +58,23 @@ class Figures:
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
+    privates: list[int] = field(default_factory=list)
     kept: float = 1.0
 
     def add(self, report: dict[str, Any]) -> None:
         self.seconds += report["seconds"]
         self.processor += report["processor"]
         self.peaks.append(report["peak"])
+        self.privates += [] if report["private"] is None else [report["private"]]
         self.kept = report.get("kept", 1.0)
 
     def cells(self) -> tuple[str, ...]:
         spread = f"{min(self.processor):.1f} ... {max(self.processor):.1f}"
         times = f"{median(self.seconds):.1f} s", f"{median(self.processor):.1f} s", spread
-        return *times, f"{median(self.peaks) / MEGABYTE:.0f} MB"
+        return *times, f"{median(self.peaks) / MEGABYTE:.0f} MB", self.private()
+
+    def private(self) -> str:
+        return f"{median(self.privates) / MEGABYTE:.0f} MB" if self.privates else "-"
 
 
 class Bench:
@@ -140,7 +145,7 @@ def errors(bench: Bench, runs: list[Run]) -> tuple[dict[Run, list[float]], bool]
 
 def report(figures: dict[Run, Figures], apart: dict[Run, list[float]]) -> None:
     """The table of figures and that of ratios with their goals."""
-    head = ("run", "wall", "processor", "spread", "memory", "kept", "error L2", "error max")
+    head = ("run", "wall", "processor", "spread", "memory", "private", "kept", "error L2", "error max")
     lines = [head]
     for run, found in figures.items():
         name = f"{run.library} {run.dtype}" + ("" if run.density == 1 else f" density {run.density:g}")
@@ -148,7 +153,7 @@ def report(figures: dict[Run, Figures], apart: dict[Run, list[float]]) -> None:
         lines.append((name, *found.cells(), f"{found.kept:.1%}", f"{wide:.1e}", f"{most:.1e}"))
     print()
     _print(lines)
-    lines = [("ratio", "of wall", "of processor", "goal", "", "of memory", "goal", "")]
+    lines = [("ratio", "of wall", "of processor", "goal", "", "of memory", "goal", "", "of private")]
     for run, found in figures.items():
         for peer, theirs in figures.items():
             if run.library != "rushes" or peer.library == "rushes" or peer.dtype != run.dtype:
@@ -170,6 +175,7 @@ def report(figures: dict[Run, Figures], apart: dict[Run, list[float]]) -> None:
                     f"{memory:.2f}",
                     f"<= {SMALLER:g}",
                     met[1],
+                    f"{median(found.privates) / median(theirs.privates):.2f}" if found.privates else "-",
                 )
             )
     print()

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,20 @@ SEED = 7
 
 
 class Watch:
-    """Seconds and processor seconds of each step, and the peak of memory over that of the imports."""
+    """Seconds and processor seconds of each step, and the peak of memory over that of the imports: all of it, and what
+    is private to the process, without the mapped pages of a file, which the system can take back at any time."""
 
     def __init__(self) -> None:
-        self._before = _peak()
+        self._before, self._private_before = _peak(), _private()
+        self._private = self._private_before
         self._marks: list[tuple[float, float]] = []
+        if self._private_before is not None:
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while True:  # the system keeps no peak of this one
+            self._private = max(self._private or 0, _private() or 0)
+            time.sleep(0.02)
 
     def step(self, *_: object, **__: object) -> dict[str, Any]:
         """A step is done. diffusers takes the answer for changes, of which there are none."""
@@ -38,11 +48,21 @@ class Watch:
             "seconds": [b[0] - a[0] for a, b in pairs],
             "processor": [b[1] - a[1] for a, b in pairs],
             "peak": _peak() - self._before,
+            "private": None if self._private_before is None else (self._private or 0) - self._private_before,
         }
 
 
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _private() -> int | None:
+    """Bytes of the process that no file stands behind; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024 if "RssAnon" in lines else None
 
 
 def write(folder: Path, task: dict[str, Any]) -> None:
