@@ -29,10 +29,11 @@ ARROWS = {
     "shot": set(),
     "folders": set(),  # where the user's own files lie, which models and jobs both ask
     "hashing": set(),  # one rule of digests for models, plates and footage
+    "replacing": set(),  # one way for a file to appear whole
     "attention": {"_version"},
-    "model": {"attention", "shot", "folders", "hashing", "_version"},
+    "model": {"attention", "shot", "folders", "hashing", "replacing", "_version"},
     "sampling": {"shot"},
-    "media": {"shot", "hashing", "_version"},
+    "media": {"shot", "hashing", "replacing", "_version"},
     "progress": set(),  # what the engine tells; a file of its own for the engine's length alone
     # parts of the engine, each of one idea
     "clip": {"media", "shot", "progress"},
@@ -42,14 +43,14 @@ ARROWS = {
     "velocity": {"attention", "model", "sampling", "conditions", "progress"},
     "engine": {"attention", "model", "sampling", "media", "shot", "progress", "_version"}
     | {"clip", "conditions", "control", "prompts", "velocity"},
-    "starter": {"model", "sampling", "media", "shot", "engine", "_version"},
-    "jobs": {"engine", "media", "shot", "progress", "folders", "_version"},
+    "starter": {"model", "sampling", "media", "shot", "engine", "replacing", "_version"},
+    "jobs": {"engine", "media", "shot", "progress", "folders", "replacing", "_version"},
     "publish": {"media", "jobs", "shot", "hashing", "_version"},
 }
 TOP = {"__init__", "__main__", "cli", "commands", "doctor"}
 
 STDLIB_ONLY = [
-    *("shot.py", "hashing.py", "_version.py", "__init__.py", "jobs/__init__.py"),
+    *("shot.py", "hashing.py", "replacing.py", "_version.py", "__init__.py", "jobs/__init__.py"),
     *(f"jobs/{name}" for name in VENDORED),
 ]
 NO_TORCH = ["media", "commands/reporting.py", "commands/options.py", "commands/stopping.py", "cli.py"]

@@ -18,7 +18,7 @@ import folder_paths
 import numpy as np
 import numpy.typing as npt
 
-from rushes.model.bundle import replacing
+from rushes.replacing import replacing
 from rushes.shot import Shot, ShotError
 
 from .records import without_shot

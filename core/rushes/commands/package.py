@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import click
 
 import rushes
 from rushes._version import __version__
+from rushes.replacing import replacing
 from rushes.shot import ShotError
 
 VENDORED = (
@@ -176,16 +176,11 @@ def _manifest_values(text: str) -> dict[str, Any]:
 
 
 def _write_zip(path: Path, files: dict[str, bytes]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in sorted(files):
-                entry = zipfile.ZipInfo(name, _TIME)
-                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-                archive.writestr(entry, files[name])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, _TIME)
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(entry, files[name])
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> Path:
@@ -196,9 +191,8 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _page(path: Path, entry: dict[str, Any]) -> str:

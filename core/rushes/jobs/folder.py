@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 
 from rushes._version import __version__
 from rushes.folders import user_folder
+from rushes.replacing import replacing
 from rushes.shot import Shot, ShotError
 
 VERSION = 1
@@ -249,16 +250,10 @@ def remove_leftovers(home: Path) -> int:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Whole or not at all, and on the disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(json.dumps(values, indent=1).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _is_held(lock: Path) -> bool:

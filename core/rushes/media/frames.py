@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from rushes.media.paths import Target, temporary_name
+from rushes.media.paths import Target
 from rushes.media.stills import StillSink
+from rushes.replacing import temporary_name
 
 
 class FrameFolder:

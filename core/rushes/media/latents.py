@@ -17,8 +17,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from rushes.media.paths import temporary_name
 from rushes.media.record import from_text, to_text, unreadable
+from rushes.replacing import replacing
 from rushes.shot import ShotError
 
 KEY = "latents"
@@ -48,14 +48,9 @@ def write_latents(
     """
     path = Path(path)
     arrays = {KEY: as_latents(latents), **{f"{HISTORY}.{i}": as_latents(part) for i, part in enumerate(history)}}
-    temporary = path.with_name(temporary_name(path.name))
-    try:
+    with replacing(path) as temporary:
         # not save_file, which gives the file a private mode that a farm's other users cannot read
         temporary.write_bytes(save(arrays, metadata={RECORD: to_text(record)}))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_latents(path: str | os.PathLike[str], unfinished: bool = False) -> tuple[np.ndarray, dict[str, Any]]:

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from rushes.hashing import file_digest
-from rushes.media.paths import PICTURES, Target, manifest_name, temporary_name
+from rushes.media.paths import PICTURES, Target, manifest_name
 from rushes.media.record import to_text
+from rushes.replacing import replacing
 from rushes.shot import ShotError, parse_fps
 
 VERSION = 1
@@ -95,13 +96,8 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """The file appears whole or not at all, in the place of an older one. Raises OSError."""
-        temporary = path.with_name(temporary_name(path.name))
-        try:
+        with replacing(path) as temporary:
             temporary.write_text(self.to_text(), encoding="utf-8")
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
     def renamed(self, target: Target) -> Manifest:
         """The manifest of the same files under another output's names, such as those of a published version."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from rushes.replacing import HIDDEN_LENGTH, hidden_start
 from rushes.shot import ShotError
 
 KINDS = ("exr", "mov", "mp4", "otio", "png", "safetensors")
@@ -19,7 +19,6 @@ STILLS = ("exr", "png")  # one file a frame: these take a frame pattern
 MAX_START_FRAME = 10_000_000
 MANIFEST = ".manifest.json"  # what a manifest's name ends with
 NAME_BYTES = 255  # what file systems take
-HIDDEN_LENGTH = 60  # characters of a name that its temporary name repeats
 COMPRESSIONS = ("zip", "zips", "dwaa", "piz", "none")  # of plates; the first is the default
 LOSSY = ("dwaa",)
 DEPTHS = ("half", "float")
@@ -130,11 +129,6 @@ def frame_pattern(name: str) -> re.Match[str] | None:
     return _PATTERN.search(name)
 
 
-def temporary_name(name: str) -> str:
-    """A hidden name that nobody else uses; of a long name only the start, as file systems have a limit."""
-    return f"{_hidden(name)}{os.getpid()}-{secrets.token_hex(4)}"
-
-
 def is_being_written(target: Target) -> bool:
     """Whether a staging folder lies beside the target: somebody writes it now, or was killed at it.
 
@@ -142,8 +136,4 @@ def is_being_written(target: Target) -> bool:
     """
     if len(target.name) > HIDDEN_LENGTH or not target.folder.is_dir():
         return False
-    return any(name.startswith(_hidden(target.name)) for name in os.listdir(target.folder))
-
-
-def _hidden(name: str) -> str:
-    return f".{name[:HIDDEN_LENGTH]}.rushes-"
+    return any(name.startswith(hidden_start(target.name)) for name in os.listdir(target.folder))

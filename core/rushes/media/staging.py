@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rushes.media.paths import PICTURES, Target, manifest_name, temporary_name
+from rushes.media.paths import PICTURES, Target, manifest_name
+from rushes.replacing import temporary_name
 from rushes.shot import ShotError
 
 

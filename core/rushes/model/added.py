@@ -14,7 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rushes.folders import user_folder
-from rushes.model.bundle import SHIPPED, replacing
+from rushes.model.bundle import SHIPPED
+from rushes.replacing import replacing
 from rushes.shot import ShotError
 
 _VERSION = 1

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.resources import files
@@ -30,6 +28,7 @@ from rushes.model.loading import Modules, load_modules
 from rushes.model.operations import Operations
 from rushes.model.text import TextConfig
 from rushes.model.tokenizer import Tokenizer, WordTokenizer
+from rushes.replacing import replacing
 from rushes.shot import ShotError
 
 CARD_VERSION = 1
@@ -273,18 +272,7 @@ def write_bundle(path: Path, card: Card, parts: Mapping[str, Mapping[str, Tensor
     tensors = {f"{part}.{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: card.to_json()})
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which takes its place at the end; after an exception nothing is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
         temporary.chmod(0o644)  # safetensors makes files that only their owner reads; a model is for everyone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def digest(path: Path) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rushes.folders import user_folder
-from rushes.model.bundle import replacing
+from rushes.replacing import replacing
 
 SWITCH = "RUSHES_TEXT_CACHE"  # the environment's: "off", or a folder instead of the usual one
 VERSION = 1  # of what is kept

@@ -14,7 +14,7 @@ from typing import Any
 
 from rushes._version import __version__
 from rushes.folders import user_folder
-from rushes.model.bundle import METADATA_KEY, replacing
+from rushes.model.bundle import METADATA_KEY
 from rushes.model.checkpoint import split_parts
 from rushes.model.clip import infer_clip_config
 from rushes.model.config import Shapes, TransformerConfig, infer_transformer_config, infer_vae_config
@@ -24,6 +24,7 @@ from rushes.model.forms import reads_pictures
 from rushes.model.reading import Header, files_of, read_header
 from rushes.model.spelling import has_tokenizer
 from rushes.model.text import infer_text_config
+from rushes.replacing import replacing
 from rushes.shot import ShotError
 
 VERSION = 1  # of what is remembered

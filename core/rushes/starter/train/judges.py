@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rushes.model.bundle import replacing
+from rushes.replacing import replacing
 from rushes.starter.scene import ATTRIBUTES
 from rushes.starter.train.practice import LABELS, LOOKS, Practice, Sample
 from rushes.starter.train.run import Average, Clock, Log, Means, Optimizers, Team, rate

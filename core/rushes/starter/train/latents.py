@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rushes.model.bundle import replacing
 from rushes.model.vae import VideoVAE
+from rushes.replacing import replacing
 from rushes.starter.scene import Scene
 from rushes.starter.train.run import Clock, Log, Options, Team
 from rushes.starter.train.vae import load_vae

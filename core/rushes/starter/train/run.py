@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from rushes.model.bundle import replacing
+from rushes.replacing import replacing
 
 Model = TypeVar("Model", bound=nn.Module)
 STALL = 10.0  # a step this many times longer than usual was a pause (SIGSTOP, sleep), not work

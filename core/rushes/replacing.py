@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Files that appear whole or not at all, in the place of an older one, whatever room writes them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HIDDEN_LENGTH = 60  # characters of a name that its temporary name repeats
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place at the end; after an exception nothing is left."""
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name that nobody else uses; of a long name only the start, as file systems have a limit."""
+    return f"{hidden_start(name)}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def hidden_start(name: str) -> str:
+    """How every temporary name of a name begins."""
+    return f".{name[:HIDDEN_LENGTH]}.rushes-"
