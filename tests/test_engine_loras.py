@@ -20,11 +20,13 @@ from torch import Tensor
 from rushes import Engine, Shot
 from rushes.model.catalog import Model
 from rushes.model.files import ModelFiles
+from rushes.model.lora import adapt_packed
 from rushes.sampling.schedules import schedule
 from rushes.shot import Lora, ShotError, parse_lora
 
 Make = Callable[..., Any]
 PREFIX = "model.diffusion_model."
+HEADS = {"config": '{"num_heads": 2}'}
 SMALL = {"size": (32, 32), "frames": 5, "seed": 4, "steps": 4, "guidance": 4.0, "negative": "the ball"}
 LAYERS = {"blocks.0.self_attn.v": 48, "blocks.1.ffn.0": 48, "blocks.1.cross_attn.o": 48}
 
@@ -207,13 +209,13 @@ def test_the_record_names_loras_so_that_a_shot_can_be_made_again(tiny_wan: Make,
 def test_what_does_not_fit_is_refused_before_any_weight_is_read(
     tiny_wan: Make, experts: SimpleNamespace, tmp_path: Path, starter: str
 ) -> None:
-    """Another model's, one for an expert that is not there, and any for the starter."""
+    """Another model's, and one for an expert that is not there."""
     wan = tiny_wan()
     model = Model.open(wan.files)
     write_lora(path := tmp_path / "a.safetensors", wan.states["transformer"])
     with pytest.raises(ShotError, match=r"^lora: got high=a\.safetensors; tiny_transformer has one transformer"):
         model.resolve(shot(loras=(f"high={path}",)))
-    with pytest.raises(ShotError, match=r"^lora: got a\.safetensors; starter takes none"):
+    with pytest.raises(ShotError, match=r"^lora: got a\.safetensors; it changes .* which is .* in starter"):
         Model.open(starter).resolve(Shot("a red ball", loras=(str(path),)))
     large = Model.open(tiny_wan(dim=96).files)
     with pytest.raises(ShotError, match=r"^lora: got a\.safetensors; it changes 'blocks\.0\.self_attn\.v\.weight' of"):
@@ -221,6 +223,42 @@ def test_what_does_not_fit_is_refused_before_any_weight_is_read(
     engine = Engine.load(wan.files, device="cpu", prepare=lambda part, memory: None)
     with pytest.raises(ShotError, match=r"^lora: got one in a host that moves the weights"):
         engine.denoise(shot(loras=(str(path),)))
+
+
+def test_a_host_that_moves_the_weights_puts_loras_on_itself(tiny_wan: Make, tmp_path: Path) -> None:
+    """It is told before the part works, and of none too; on packed weights `adapt_packed` is the same as without it."""
+    wan = tiny_wan()
+    write_lora(path := tmp_path / "a.safetensors", wan.states["transformer"])
+    packed = {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for n, t in load_file(wan.files.transformer).items()}
+    save_file({name: t.clone() for name, t in packed.items()}, file := tmp_path / "fp8.safetensors", HEADS)
+    files = dataclasses.replace(wan.files, transformer=file)
+    worn: list[tuple[str, list[float]]] = []
+
+    def wear(part: str, loras: Any) -> None:
+        worn.append((part, [strength for _, strength in loras]))
+        adapt_packed(engine.parts[part], loras)
+
+    engine = Engine.load(files, device="cpu", prepare=lambda part, memory: None, wear=wear)
+    alone = Engine.load(files, device="cpu")
+    for one in (shot(loras=(f"{path}:0.6",)), shot()):
+        assert torch.equal(engine.denoise(one), alone.denoise(one))
+    assert worn == [("transformer", [0.6]), ("transformer", [])]
+
+
+def test_the_starter_takes_loras(starter: str, tmp_path: Path) -> None:
+    """On, changed and off again, when it is the bits that it was."""
+    engine = Engine.load(starter, device="cpu")
+    rows, columns = engine.parts["transformer"].state_dict()["blocks.0.ffn.0.weight"].shape
+    pair = {"lora_up.weight": torch.ones(rows, 1) / 9, "lora_down.weight": torch.ones(1, columns) / 9}
+    save_file(
+        {f"diffusion_model.blocks.0.ffn.0.{end}": t for end, t in pair.items()}, path := tmp_path / "a.safetensors"
+    )
+    plain = Shot("a red ball", size=(32, 32), frames=5, steps=2, guidance=1.0)
+    before = engine.denoise(plain)
+    made = [engine.denoise(plain.replace(loras=(f"{path}:{strength}",))) for strength in (1, 0.5)]
+    assert not torch.equal(made[0], made[1]) and not torch.equal(made[1], before)
+    assert torch.equal(engine.denoise(plain), before)
+    assert torch.equal(Engine.load(starter, device="cpu").denoise(plain.replace(loras=(f"{path}:0.5",))), made[1])
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ from rushes.model.memory import (
     transformer_bytes,
 )
 from rushes.model.operations import Operations
-from rushes.model.packed import fp8_obstacle
+from rushes.model.packed import fp8_obstacle, use_fp8_products
 from rushes.model.parallel import Team
-from rushes.model.placement import Placer, Plan, budget_of, is_roomy, make_plan
+from rushes.model.placement import Placer, Plan, Wear, budget_of, is_roomy, make_plan
 from rushes.model.preview import SIDE, fit_preview
 from rushes.model.reuse import Reuse, saved_state
 from rushes.model.shelf import look as look
@@ -83,10 +83,11 @@ class Engine(Model):
         team: Team | None = None,
         memory: int | None = None,
         fp8_products: bool = False,
+        wear: Wear | None = None,
     ) -> None:
         super().__init__(model.card, model.path, model._tokenizer)
         self.device, self.dtype = device, dtype
-        self._decode_memory, self._prepare, self._team = decode_memory, prepare, team
+        self._decode_memory, self._prepare, self._wear, self._team = decode_memory, prepare, wear, team
         self._modules, self._memory = modules, memory
         self._placer, self._fp8_products = Placer(modules, device, fp8_products), fp8_products
         self._plan: Plan | None = None  # of the shot that was denoised last
@@ -110,6 +111,7 @@ class Engine(Model):
         team: Team | None = None,
         memory: int | None = None,
         fp8_products: bool = False,
+        wear: Wear | None = None,
     ) -> Engine:
         """Load a model: a name on the shelf, its folder or file, or Wan's files.
 
@@ -121,9 +123,11 @@ class Engine(Model):
         attention: what self-attention keeps, such as
         `rushes.attention.layers.SparseAttention(density=0.2, first_steps=2)`; all of it when None.
         For a host that manages memory: operations is the namespace (torch.nn when None) whose Linear, Conv3d and
-        Embedding the transformer and the text encoder are made of. prepare(part, bytes) is called before one of
+        Embedding the transformer and the text encoder are made of; with PackedLinear and PackedEmbedding, subclasses of
+        those of `model.packed`, it takes quantised files. prepare(part, bytes) is called before one of
         `parts` works on the device, with the bytes of activations to expect; the weights are
-        then loaded to the CPU and it is for the host to move them.
+        then loaded to the CPU and it is for the host to move them. wear(part, loras) is called before that for a
+        transformer, with all LoRAs that have to be on it; without it such a host's shots have none.
         team: the processes, from `rushes.model.parallel.joined`, that denoise together; each loads the model, all make
         the same calls of `denoise`, and each gets the latents.
         fp8_products: transformers whose file is in fp8 multiply in it too, faster and less exactly.
@@ -144,7 +148,7 @@ class Engine(Model):
             modules = files.read_modules(card, rest, kind, layers)
         else:
             modules = bundle.read_modules(shelf.path, card, rest, kind, layers)
-        return cls(shelf, modules, place, kind, decode_memory, prepare, attention, team, memory, fp8_products)
+        return cls(shelf, modules, place, kind, decode_memory, prepare, attention, team, memory, fp8_products, wear)
 
     def resolve(self, shot: Shot, fit: bool = False, continues: bool = False) -> Shot:
         """As `Model.resolve`, and with the digests of footage. Raises ShotError for footage that has changed."""
@@ -217,7 +221,7 @@ class Engine(Model):
         if self._team is not None:
             shot, cancel = self._team.lead(shot), self._team.agree(cancel)
         assert shot.size is not None and shot.frames is not None and shot.steps is not None
-        if shot.loras and self._prepare is not None:
+        if shot.loras and self._prepare is not None and self._wear is None:
             raise ShotError("lora: got one in a host that moves the weights; the host's own LoRAs are allowed there")
         tell = on_progress or (lambda progress: None)
         tell(Progress("text", 0, 1))
@@ -339,7 +343,10 @@ class Engine(Model):
         if self._prepare is None:
             self._placer.enter(part, self._plan, loras)
         else:
-            self._modules.adapt(part, loras)
+            if self._wear is not None:
+                self._wear(part, loras)
+            if self._fp8_products:
+                use_fp8_products(self._modules[part])
         give_back()
         self._ready(part, memory)
 

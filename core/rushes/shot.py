@@ -31,6 +31,11 @@ TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithm
 class ShotError(ValueError):
     """Bad input. The message is one sentence that names the argument, what was got and what is allowed."""
 
+    def renamed(self, names: Mapping[str, str]) -> ShotError:
+        """The same of an argument that a host calls otherwise. names: ours -> the host's."""
+        argument, colon, rest = str(self).partition(":")
+        return ShotError(names[argument] + colon + rest) if argument in names else self
+
 
 @dataclass(frozen=True)
 class Keyframe:

@@ -32,9 +32,9 @@ STREAMING = ("comfy.ldm.wan.vae", "comfy.ldm.wan.vae2_2")  # modules of VAEs who
 
 
 def decode_ours(model: RushesModel, latent: Mapping[str, Any], take: Take) -> None:
-    with model.running() as engine:
-        for chunk in engine.decode(in_model_space(engine, latent), cancel=Interrupt()):
-            take(chunk)
+    engine = model.engine
+    for chunk in engine.decode(in_model_space(engine, latent), cancel=Interrupt()):
+        take(chunk)
 
 
 def decode_theirs(vae: Any, samples: torch.Tensor, take: Take) -> None:

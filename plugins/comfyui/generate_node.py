@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import comfy.utils
@@ -72,9 +73,11 @@ class RushesGenerate(io.ComfyNode):
     @classmethod
     def execute(cls, model: RushesModel, shot: Shot, decode: str) -> io.NodeOutput:
         decodes = _decodes(decode)
-        with spoken_plainly(), model.running() as engine:
-            shot = engine.resolve(shot.replace(model=model.card.name))
-            record = model.record(shot)
+        with spoken_plainly():
+            engine, shot = model.engine, model.resolve(shot)
+            record = engine.record(shot)
+            for note in engine.notes(shot):
+                logging.info("Rushes: %s", note)
             bar = _Bar(shot, engine.card.vae.latent_frames(shot.frames) if decodes else 0)
             latents = engine.denoise(shot, bar.progress, bar.preview if preview.is_wanted() else None, Interrupt())
             images = decoded(engine, latents, shot, bar.progress) if decodes else None

@@ -49,6 +49,7 @@ class RushesShot(io.ComfyNode):
                 ControlSocket.Input(
                     "control", optional=True, tooltip="What steers the shot of a VACE model, from Rushes Control."
                 ),
+                *_speed(),
             ],
             outputs=[ShotSocket.Output(display_name="shot", tooltip="For Rushes Generate.")],
         )
@@ -77,6 +78,8 @@ class RushesShot(io.ComfyNode):
         guidance: float,
         keyframes: tuple[Keyframe, ...] = (),
         control: tuple[Control, ...] = (),
+        reuse: float = 0.0,
+        guided: float = 1.0,
     ) -> io.NodeOutput:
         with spoken_plainly():
             _check_shape(width, height, frames)
@@ -91,6 +94,8 @@ class RushesShot(io.ComfyNode):
                 guidance=guidance or None,
                 keyframes=keyframes or (),
                 control=control or (),
+                reuse=reuse,
+                guided=guided,
             )
         return io.NodeOutput(shot)
 
@@ -148,6 +153,31 @@ def _numbers() -> list[io.Input]:
             step=0.1,
             tooltip="How closely the prompt is followed (classifier-free guidance, up to 100). 1 turns it off and "
             "halves the time. 0: the model's own.",
+        ),
+    ]
+
+
+def _speed() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "reuse",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            tooltip="Faster, with an error: steps in which the first block's answer has changed by less than this "
+            "share take the other blocks' from before (0 to 1, such as 0.1). 0: off.",
+        ),
+        io.Float.Input(
+            "guided",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip="Faster, with an error: share of the steps, from the first one, that guidance is computed in (0 to "
+            "1, such as 0.6). 1: all of them.",
         ),
     ]
 

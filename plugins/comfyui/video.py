@@ -44,8 +44,8 @@ class _Components:
 
     @cached_property
     def images(self) -> torch.Tensor:
-        with spoken_plainly(), self._model.running() as engine:
-            return decoded(engine, self._latents, self._shot)
+        with spoken_plainly():
+            return decoded(self._model.engine, self._latents, self._shot)
 
 
 class LazyVideo(InputImpl.VideoFromComponents):

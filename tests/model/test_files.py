@@ -156,7 +156,7 @@ def test_two_experts_are_one_model(shelf: Callable[..., ModelFiles], tmp_path: P
     other = published(tmp_path, "original.wan21_vace_14b", "another")
     for changes, words in (
         ({"transformer": files.transformer_low, "transformer_low": files.transformer}, "by their names are the other"),
-        ({"transformer_low": files.transformer}, "by their names are the other way round"),
+        ({"transformer_low": files.transformer}, "which by their names are the other way round"),
         ({"transformer_low": other}, "which has other tensors than"),
     ):
         with pytest.raises(ShotError, match=words):

@@ -110,6 +110,14 @@ def test_bytes_that_are_not_the_shapes_are_refused() -> None:
         Packed("Q8_0", torch.zeros(2, 34, dtype=torch.uint8), (2, 64))
 
 
+def test_a_layer_works_where_its_input_is() -> None:
+    """A host leaves weights behind where memory is short. "meta" stands for a device that is not the weights'."""
+    layer = PackedLinear(some_weight("BF16")[0], nn.Parameter(torch.ones(7)))
+    layer.adapt(torch.ones(7, 2), torch.ones(2, layer.shape[1]), torch.ones(layer.shape))
+    out = layer(torch.zeros(3, layer.shape[1], device="meta"))
+    assert out.shape == (3, 7) and out.is_meta and not layer.data.is_meta
+
+
 def test_packed_weights_move_with_their_module() -> None:
     weight, _ = some_weight("F8_E4M3")
     layer = PackedLinear(weight, None).to("meta")

@@ -232,6 +232,24 @@ def test_a_hosts_layers_refuse_packed_weights(wan: SimpleNamespace) -> None:
         read_modules(files_card(wan.files), torch.device("cpu"), torch.float32, host)
 
 
+def test_a_hosts_own_layers_take_packed_weights(wan: SimpleNamespace) -> None:
+    """Where its namespace has layers for them: those are in the model."""
+    write_fp8(wan.files.transformer, "plain", torch.float8_e4m3fn)
+
+    class Linear(PackedLinear):
+        pass
+
+    class Embedding(PackedEmbedding):
+        pass
+
+    host = SimpleNamespace(
+        Linear=nn.Linear, Conv3d=nn.Conv3d, Embedding=nn.Embedding, PackedLinear=Linear, PackedEmbedding=Embedding
+    )
+    found = read_modules(files_card(wan.files), torch.device("cpu"), torch.float32, host).transformer()
+    layers = [layer for layer in found.modules() if isinstance(layer, PackedLinear)]
+    assert layers and all(type(layer) is Linear for layer in layers)
+
+
 def test_packed_tables_of_words_are_one_layer(wan: SimpleNamespace) -> None:
     write_fp8(wan.files.text, "plain", torch.float8_e4m3fn)
     text = read_modules(files_card(wan.files), torch.device("cpu"), torch.float32).text

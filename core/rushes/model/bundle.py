@@ -258,10 +258,13 @@ def read_modules(
     """The models of a bundle, for inference. Raises ShotError for a corrupt file and for one that is not its card's."""
     weights = read_weights(path)
 
+    def read(part: str) -> dict[str, Tensor]:
+        return weights.pop(part) if part in weights else read_weights(path).get(part, {})
+
     def refuse(part: str, reason: str) -> ShotError:
         return ShotError(f"model: the {part} in {path} does not fit its card ({reason}); get the file again")
 
-    modules = load_modules(card, lambda part: weights.pop(part, {}), refuse, device, dtype, operations)
+    modules = load_modules(card, read, refuse, device, dtype, operations)
     for part in modules:
         modules[part]  # all of it now: the file is small, and its tensors are held in `weights` until then
     return modules

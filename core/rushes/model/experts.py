@@ -52,8 +52,8 @@ def check_experts(files: ModelFiles, form: Form, shapes: Mapping[str, Shapes]) -
         )
     if level(high) == "low" or level(low) == "high":
         raise ShotError(
-            f"transformer: got {high.name} with {low.name} as transformer_low, which by their names are the other way "
-            "round; the high-noise expert as transformer and the low-noise one as transformer_low are expected"
+            f"transformer: got {high.name} with {low.name} as its low-noise expert, which by their names are the other "
+            "way round; the two swapped are expected"
         )
     if high == low:
         raise ShotError(f"transformer_low: got {low.name} as both experts; {other_name(high)} is expected")
@@ -68,11 +68,11 @@ def _check_alone(path: Path, form: Form) -> None:
     found = level(path)
     if found == "low":
         raise ShotError(
-            f"transformer: got {path.name} alone, the low-noise expert of two by its name; {other_name(path)} as "
-            "transformer, and this one as transformer_low, are expected"
+            f"transformer: got {path.name} alone, the low-noise expert of two by its name; {other_name(path)} in its "
+            "place, and this one as the low-noise expert, are expected"
         )
     if found == "high" or form.boundary is not None or _FAMILY.search(path.stem):
         raise ShotError(
-            f"transformer: got {path.name} alone, one of two experts; {other_name(path)} as transformer_low is "
+            f"transformer: got {path.name} alone, one of two experts; {other_name(path)} as its low-noise expert is "
             "expected with it"
         )

@@ -27,7 +27,7 @@ from rushes.model.experts import check_experts
 from rushes.model.forms import Form
 from rushes.model.loading import Modules, check_shapes, load_modules
 from rushes.model.operations import Operations
-from rushes.model.packed import kept_small
+from rushes.model.packed import kept_small, packed_layers
 from rushes.model.quantised import open_weights
 from rushes.model.reading import Header, Weight
 from rushes.model.spelling import SPIECE, has_tokenizer, read_tokenizer, tokenizer_file
@@ -238,7 +238,7 @@ def read_modules(card: FilesCard, device: torch.device, dtype: torch.dtype, oper
     for part, path in paths.items():
         check_shapes(card, part, _shapes(part, path, _header(part, path)), refuse)
         if open_weights(path).is_packed:
-            if operations is not nn:
+            if packed_layers(operations) is None:
                 raise refuse(part, "it holds quantised weights, which the layers of this host do not read here")
             read(part)  # maps it, and refuses scales that do not fit
     return load_modules(card, read, refuse, device, dtype, operations)

@@ -17,7 +17,7 @@ from rushes.model.clip import ClipVision
 from rushes.model.config import Shapes
 from rushes.model.lora import Adapted, Lora
 from rushes.model.operations import Operations
-from rushes.model.packed import Packed, pack
+from rushes.model.packed import Packed, PackedLayers, pack, packed_layers
 from rushes.model.reading import Weight
 from rushes.model.text import EMBEDDING, TIED_EMBEDDING, TextEncoder
 from rushes.model.transformer import Transformer
@@ -118,7 +118,7 @@ def load_modules(
     def load(name: str, place: torch.device) -> nn.Module:
         module = _empty(card, name, operations)
         kind = text_dtype(dtype) if name == "text" else dtype
-        fill(module, read(name), place, kind, partial(refuse, name))
+        fill(module, read(name), place, kind, partial(refuse, name), packed_layers(operations))
         return module.eval().requires_grad_(False)
 
     return Modules(card.parts, load, read, device)
@@ -163,8 +163,9 @@ def fill(
     device: torch.device,
     dtype: torch.dtype,
     refuse: Callable[[str], ShotError],
+    layers: PackedLayers | None,
 ) -> None:
-    """Give a module its weights: packed ones to layers of their own, all others as `dtype`.
+    """Give a module its weights: packed ones to these layers, None where there are none of them; all others as `dtype`.
 
     Raises ShotError, made by `refuse`, for weights that are missing, too many or of another shape.
     """
@@ -174,7 +175,7 @@ def fill(
     for name, weight in weights.items():
         if not isinstance(weight, Packed):
             state[name] = weight.to(device, dtype)
-        elif not pack(module, name, weight.to(device), dtype):
+        elif layers is None or not pack(module, name, weight.to(device), dtype, layers):
             state[name] = weight.to(device).unpack(dtype)
     module.load_state_dict(state, assign=True)
 

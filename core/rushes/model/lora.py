@@ -172,6 +172,31 @@ def _refusal(path: Path, reason: str, model: str) -> ShotError:
     return ShotError(f"lora: got {path.name}; {reason}; a LoRA for {model} is allowed")
 
 
+def changes_of(loras: Sequence[tuple[Lora, float]]) -> dict[str, list[tuple[Change, float]]]:
+    """What LoRAs change together, each with its strength: by our names of tensors."""
+    found: dict[str, list[tuple[Change, float]]] = {}
+    for lora, strength in loras:
+        for name, change in lora.changes.items():
+            found.setdefault(name, []).append((change, strength))
+    return found
+
+
+def packed_names(module: nn.Module) -> frozenset[str]:
+    """The weights of a module that are packed, by our names."""
+    return frozenset(f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, PackedLinear))
+
+
+def adapt_packed(module: nn.Module, loras: Sequence[tuple[Lora, float]]) -> None:
+    """Have these LoRAs, and no others, on a module's packed weights. Plain ones are left: a host's patches change them.
+
+    What a layer adds lies where its weight does.
+    """
+    changes, dtype = changes_of(loras), next(module.parameters()).dtype
+    for name, layer in module.named_modules():
+        if isinstance(layer, PackedLinear):
+            layer.adapt(*_joined(changes.get(f"{name}.weight", []), dtype, layer.data.device))
+
+
 class Adapted:
     """A transformer and the LoRAs that are on it now."""
 
@@ -186,10 +211,7 @@ class Adapted:
         wanted = tuple((lora, strength) for lora, strength in loras if strength)
         if wanted == self._now:
             return
-        changes: dict[str, list[tuple[Change, float]]] = {}
-        for lora, strength in wanted:
-            for name, change in lora.changes.items():
-                changes.setdefault(name, []).append((change, strength))
+        changes = changes_of(wanted)
         originals = self._read() if self._changed else {}
         for name in sorted(self._changed | changes.keys()):
             self._set(name, changes.get(name, []), originals.get(name) if name in self._changed else None)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -151,22 +152,26 @@ class PackedLinear(_PackedLayer):
         self.up, self.down, self.diff = up, down, diff
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.opened(x.dtype)(x)
+        return self.opened(x)(x)
 
-    def opened(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """The layer for inputs of a type, with its weight open for as long as this is kept."""
-        bias = None if self.bias is None else self.bias.to(dtype)
+    def opened(self, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """The layer for inputs of this one's type and place, with its weight open for as long as this is kept."""
+        bias, packed = self.bias_for(like), self.packed.to(like.device)
         if self.multiplies_fp8 and self.diff is None:
-            product = partial(multiply_fp8, weight=self.packed, bias=bias)
+            product = partial(multiply_fp8, weight=packed, bias=bias)
         else:
-            weight = self.packed.unpack(dtype)
+            weight = packed.unpack(like.dtype)
             if self.diff is not None:
-                weight += self.diff.to(dtype)
+                weight += self.diff.to(like)
             product = partial(linear, weight=weight, bias=bias)
         if self.up is None or self.down is None:
             return product
-        up, down = self.up.to(dtype), self.down.to(dtype)
+        up, down = self.up.to(like), self.down.to(like)
         return lambda x: product(x) + linear(linear(x, down), up)
+
+    def bias_for(self, like: Tensor) -> Tensor | None:
+        """The bias in this input's type and place."""
+        return None if self.bias is None else self.bias.to(like)
 
 
 def fp8_obstacle(device: torch.device) -> str | None:
@@ -212,19 +217,42 @@ class PackedEmbedding(_PackedLayer):
         self.dtype = dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.packed.rows(ids.flatten(), self.dtype).view(*ids.shape, -1)
+        rows = self.packed.rows(ids.flatten().to(self.data.device), self.dtype)
+        return rows.view(*ids.shape, -1).to(ids.device)
 
 
-def pack(module: nn.Module, name: str, weight: Packed, dtype: torch.dtype) -> bool:
+class PackedLayers(Protocol):
+    """A namespace of the layers that hold packed weights: this module, or a host's `Operations` that have them."""
+
+    PackedLinear: type[PackedLinear]
+    PackedEmbedding: type[PackedEmbedding]
+
+
+def packed_layers(operations: Any) -> PackedLayers | None:
+    """Those that go with a model's `Operations`; None for a host's that hold no packed weights."""
+    if operations is nn:
+        return _Own
+    return operations if hasattr(operations, "PackedLinear") and hasattr(operations, "PackedEmbedding") else None
+
+
+class _Own:
+    PackedLinear, PackedEmbedding = PackedLinear, PackedEmbedding
+
+
+def pack(module: nn.Module, name: str, weight: Packed, dtype: torch.dtype, layers: PackedLayers = _Own) -> bool:
     """Put a packed weight into the layer that the name of its tensor says; False where it must be opened instead.
 
     Every name under which the module holds that layer then leads to the new one. dtype: of an embedding's answer.
+    layers: what it is made of.
     """
     path, _, last = name.rpartition(".")
     layer = module.get_submodule(path)
     if last != "weight" or not isinstance(layer, (nn.Linear, nn.Embedding)):
         return False
-    new = PackedLinear(weight, layer.bias) if isinstance(layer, nn.Linear) else PackedEmbedding(weight, dtype)
+    if isinstance(layer, nn.Linear):
+        new: nn.Module = layers.PackedLinear(weight, layer.bias)
+    else:
+        new = layers.PackedEmbedding(weight, dtype)
     for parent in list(module.modules()):
         for key, child in list(parent.named_children()):
             if child is layer:

@@ -9,7 +9,7 @@ works on the processor, a transformer that is too large visits the device block 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -52,6 +52,7 @@ SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16
 
 
 Latent = tuple[int, int, int]  # frames, height and width in cells
+Wear = Callable[[str, Sequence[tuple[Lora, float]]], object]  # part, and the LoRAs that it works with
 
 
 class Need(NamedTuple):

@@ -51,7 +51,7 @@ def by_rows(layers: nn.Sequential, x: Tensor) -> Tensor:
     if torch.is_grad_enabled() or x.shape[1] <= rows:
         return layers(x)
     # packed weights are opened once, not for each part
-    steps = [open_it(x.dtype) if (open_it := getattr(layer, "opened", None)) else layer for layer in layers]
+    steps = [open_it(x) if (open_it := getattr(layer, "opened", None)) else layer for layer in layers]
     out = None
     for start in range(0, x.shape[1], rows):
         part = x[:, start : start + rows]

@@ -45,8 +45,6 @@ class Rack:
 
     def _resolved(self, asked: Lora) -> Lora:
         path, card = Path(asked.path), self._card
-        if not isinstance(card, FilesCard):
-            raise ShotError(f"lora: got {path.name}; {card.name} takes none, models of Wan's files do")
         if asked.expert and card.boundary is None:
             raise ShotError(f"lora: got {asked.expert}={path.name}; {card.name} has one transformer, give {path.name}")
         try:

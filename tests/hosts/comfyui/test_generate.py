@@ -230,7 +230,7 @@ def test_a_lora_of_another_model_is_an_error_in_one_sentence(client: Any, server
     prompt["3"]["inputs"]["model"] = ["5", 0]
     run = client.run(prompt)
     assert run.end == "error"
-    assert run.error["exception_message"].startswith("lora: other.safetensors changes nothing in starter")
+    assert run.error["exception_message"].startswith("lora: got other.safetensors; it changes nothing in starter")
 
 
 def test_two_graphs_share_one_loaded_model(client: Any, server: Any, prompts: ModuleType) -> None:

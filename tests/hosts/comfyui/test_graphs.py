@@ -104,3 +104,33 @@ def test_the_second_example_starts_at_its_picture(
         first = next(iter(reader))[0]
         assert reader.frames == 33
     assert np.abs(first - picture / 255).mean() < 0.12  # a small decoder's idea of it
+
+
+NEW = {"RushesLoadModel": 4, "RushesShot": 2}  # widgets that graphs of before do not have
+
+
+def test_a_graph_from_before_the_optional_inputs_is_valid(
+    client: Any, info: Any, pack: Path, support: Callable[[str], ModuleType]
+) -> None:
+    """As it was saved, with fewer values; and as a prompt that names none of them: the same clip."""
+    graph = example(pack, "rushes_text_to_plate")
+    now = support("graphs").to_prompt(graph, info)
+    for node in graph["nodes"]:
+        if count := NEW.get(node["type"]):
+            del node["inputs"][-count:], node["widgets_values"][-count:]
+    assert support("graphs").to_prompt(graph, info) == now
+    old = {key: {"class_type": node["class_type"], "inputs": dict(node["inputs"])} for key, node in now.items()}
+    for node in (*old.values(), *now.values()):
+        if node["class_type"] == "RushesShot":
+            node["inputs"] |= {"width": 32, "height": 32, "frames": 5, "steps": 1}
+    for node in old.values():
+        for name in info[node["class_type"]]["input"].get("optional") or {}:
+            if node["class_type"] in NEW and not isinstance(node["inputs"].get(name), list):
+                node["inputs"].pop(name, None)
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["3", 4]}}
+    records = []
+    for prompt in (old, now):
+        run = client.run({**{key: prompt[key] for key in ("1", "2", "3")}, "9": shown})
+        assert run.end == "success", run.error
+        records.append(run.executed["9"]["text"][0])
+    assert records[0] == records[1]

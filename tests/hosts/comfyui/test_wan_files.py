@@ -109,23 +109,3 @@ def test_files_that_do_not_go_together_are_refused(
         found = client.refused(prompt)
         message = found[f"1.{name}"].partition(" - ")[2]
         assert message.startswith(f"{name}:") and says in message, found
-
-
-def test_quantised_files_are_an_error_in_one_sentence(
-    client: Any, server: Any, prompts: ModuleType, tiny_wan: Callable[..., Any]
-) -> None:
-    """ComfyUI's layers would take fp8 numbers for weights; the sentence names the input and the file."""
-    import torch
-    from safetensors.torch import load_file as load
-    from safetensors.torch import save_file
-
-    names = prompts.placed(server, tiny_wan("comfy").files, "fp8")
-    path = server.base / "models/diffusion_models" / names["model"]
-    tensors = {key: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t.clone() for key, t in load(path).items()}
-    save_file(tensors, path, {"config": '{"num_heads": 2}'})
-    prompt = prompts.plate()
-    prompt["1"] = prompts.load_model(**names)
-    run = client.run(prompt)
-    assert run.end == "error"
-    message = run.error["exception_message"]
-    assert message.startswith(f"model: got {names['model']}; it holds quantised weights, which the layers of this host")

@@ -80,7 +80,7 @@ def to_prompt(graph: Graph, info: Info) -> Prompt:
         values, given = iter(node["widgets_values"]), {}
         for name, type_, options in inputs_of(info, node["type"]):
             if type_ in WIDGETS:
-                given[name] = next(values)
+                given[name] = next(values, options.get("default"))  # a graph from before an input was there
                 if options.get(AFTER_GENERATE):
                     next(values)
         assert not list(values), node["type"]

@@ -10,7 +10,11 @@ from typing import Any
 Prompt = dict[str, dict[str, Any]]
 Link = list[Any]
 
-FOLDERS = {"model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}
+FOLDERS = {
+    "model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae", "second_expert": "diffusion_models",
+    "image_encoder": "clip_vision",
+}  # fmt: skip
+INPUTS = {"transformer": "model", "text": "text_encoder", "transformer_low": "second_expert", "clip": "image_encoder"}
 TINY = {"width": 32, "height": 32, "frames": 5, "steps": 2, "guidance": 1.0}
 
 
@@ -58,9 +62,10 @@ def plate(writes: dict[str, Any] | None = None, **changes: Any) -> Prompt:
 
 
 def placed(server: Any, files: Any, prefix: str) -> dict[str, str]:
-    """The three files where ComfyUI looks for them; returns the inputs of Load Model."""
+    """A model's files where ComfyUI looks for them; returns the inputs of Load Model."""
     names = {}
-    for name, path in zip(FOLDERS, (files.transformer, files.text, files.vae), strict=True):
+    for part, path in files.paths.items():
+        name = INPUTS.get(part, part)
         folder = server.base / "models" / FOLDERS[name]
         folder.mkdir(parents=True, exist_ok=True)
         names[name] = f"{prefix}_{path.name}"

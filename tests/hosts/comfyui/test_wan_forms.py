@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright Contributors to the Rushes project
+"""Every form of Wan's files through our nodes in a real ComfyUI, against the engine in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from rushes.media import read_record
+
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SHOT = {"width": 64, "height": 32, "frames": 5, "steps": 4, "guidance": 4.0, "negative": "the ball"}
+EXPERTS = {"names": ("tiny_t2v_high_noise", "tiny_t2v_low_noise")}
+WIDE = {"dim": 256, "ffn_dim": 512, "text_width": 256}  # rows that all of GGUF's blocks divide
+TESTS = Path(__file__).parents[2]
+BOOT = Path(__file__).parent / "support" / "boot.py"
+
+ENGINE = """
+import json, sys
+import numpy as np
+from rushes import Engine, Shot
+from rushes.attention.layers import SparseAttention
+from rushes.model.files import ModelFiles
+given = json.loads(sys.argv[1])
+attention = SparseAttention(density=given["density"]) if "density" in given else None
+engine = Engine.load(
+    ModelFiles(**given["files"]), device="cpu", attention=attention, fp8_products=given.get("fp8", False)
+)
+shot = engine.resolve(Shot.from_dict(given["shot"]))
+samples = engine.unscaled(engine.denoise(shot)).numpy()
+np.savez(sys.argv[2], samples=samples, record=json.dumps(engine.record(shot)))
+"""
+
+
+@pytest.fixture(scope="module")
+def quantising() -> ModuleType:
+    pytest.importorskip("gguf")
+    spec = importlib.util.spec_from_file_location("quantising", TESTS / "model" / "quantising.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules["quantising"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def made(
+    client: Any, server: Any, prompts: ModuleType, in_comfyui: Callable[..., str], tmp_path: Path
+) -> Callable[..., SimpleNamespace]:
+    """made("name", files): a shot by the nodes, and the same by the engine from the record that the nodes wrote."""
+
+    def make(
+        name: str,
+        files: Any,
+        loras: tuple[dict[str, Any], ...] = (),
+        loads: dict[str, Any] | None = None,
+        engine: dict[str, Any] | None = None,
+        **shot: Any,
+    ) -> SimpleNamespace:
+        names = prompts.placed(server, files, name)
+        model = ["1", 0]
+        prompt = {"1": prompts.load_model(**names, **(loads or {})), "2": prompts.shot(**(SHOT | shot))}
+        for number, lora in enumerate(loras, 20):
+            prompt[str(number)] = {"class_type": "RushesLoadLora", "inputs": {"model": model, "strength": 1.0, **lora}}
+            model = [str(number), 0]
+        if "keyframes" in shot:
+            prompt["10"] = {"class_type": "LoadImage", "inputs": {"image": f"{name}.png"}}
+            prompt["11"] = {"class_type": "RushesKeyframe", "inputs": {"image": ["10", 0], "frame": 0}}
+        prompt |= {
+            "3": prompts.generate(model, ["2", 0]),
+            "4": {"class_type": "SaveLatent", "inputs": {"samples": ["3", 2], "filename_prefix": name}},
+            "5": prompts.write(latent=["3", 2], model=model, name=name),
+        }
+        run = client.run(prompt)
+        assert run.end == "success", run.error
+        record = read_record(server.base / f"output/rushes/{name}_v001.1001.exr")
+        folder = server.base / "models"
+        parts = {part: prompts.INPUTS.get(part, part) for part in files.paths}
+        paths = {part: str(folder / prompts.FOLDERS[input_] / names[input_]) for part, input_ in parts.items()}
+        given = {"files": paths, "shot": record["shot"], **(engine or {})}
+        in_comfyui("-c", ENGINE, json.dumps(given), tmp_path / f"{name}.npz")
+        want = np.load(tmp_path / f"{name}.npz")
+        saved = sorted((server.base / "output").glob(f"{name}_*.latent"))[-1]
+        return SimpleNamespace(
+            samples=load_file(saved)["latent_tensor"],
+            want=want["samples"],
+            record=record,
+            wanted=json.loads(str(want["record"])),
+            prompt=prompt,
+        )
+
+    return make
+
+
+def assert_same(found: SimpleNamespace) -> None:
+    """Bits, and what the record says of the model and the shot."""
+    assert found.want.std() > 0.1
+    assert np.array_equal(found.samples, found.want), np.abs(found.samples - found.want).max()
+    assert found.record["model"] == found.wanted["model"] and found.record["shot"] == found.wanted["shot"]
+
+
+def fp8(quantising: ModuleType, files: Any, *parts: str, form: str = "marked") -> Any:
+    for part in parts:
+        quantising.write_fp8(files.paths[part], form, torch.float8_e4m3fn)
+    return files
+
+
+def test_two_experts_are_the_engines(made: Callable[..., SimpleNamespace], tiny_wan: Callable[..., Any]) -> None:
+    """Wan 2.2 A14B: high noise as `model`, low noise as `second_expert`."""
+    found = made("pair", tiny_wan("comfy", **EXPERTS).files)
+    assert_same(found)
+    assert set(found.record["model"]["files"]) == {"transformer", "transformer_low", "text", "vae"}
+
+
+def test_image_to_video_with_clip_is_the_engines(
+    server: Any, made: Callable[..., SimpleNamespace], tiny_wan: Callable[..., Any]
+) -> None:
+    """Wan 2.1's, whose picture is seen by CLIP too."""
+    pixels = np.random.default_rng(5).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(server.base / "input/i2v.png")
+    files = tiny_wan("comfy", in_channels=36, image_dim=24).files
+    assert_same(made("i2v", files, keyframes=["11", 0]))
+
+
+@pytest.mark.parametrize("form", ["plain", "marked", "noted", "inline"])
+def test_fp8_is_the_engines(
+    made: Callable[..., SimpleNamespace], tiny_wan: Callable[..., Any], quantising: ModuleType, form: str
+) -> None:
+    """A transformer and a text encoder, in each form that is on artists' disks."""
+    files = fp8(quantising, tiny_wan("comfy").files, "transformer", "text", form=form)
+    assert_same(made(f"fp8_{form}", files))
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_gguf_is_the_engines(
+    server: Any,
+    made: Callable[..., SimpleNamespace],
+    tiny_wan: Callable[..., Any],
+    quantising: ModuleType,
+    trained_spiece: bytes,
+    kind: str,
+) -> None:
+    """Listed by the node although ComfyUI's own lists do not show them."""
+    files = tiny_wan("comfy", spiece=trained_spiece, **WIDE).files
+    paths = {part: quantising.write_gguf(files.paths[part], kind)[0] for part in ("transformer", "text")}
+    assert_same(made(f"gguf_{kind}", dataclasses.replace(files, **paths)))
+    inputs = server.get("/object_info/RushesLoadModel")["RushesLoadModel"]["input"]
+    for group, name in (("required", "model"), ("required", "text_encoder"), ("optional", "second_expert")):
+        offered = inputs[group][name][1]["options"] if inputs[group][name][0] == "COMBO" else inputs[group][name][0]
+        assert any(one.endswith(".gguf") for one in offered), name
+    assert "unet_gguf" not in server.get("/models")  # ComfyUI's own tables are as they were
+
+
+def lora(server: Any, name: str, files: Any, seed: int, rank: int = 3) -> str:
+    """A LoRA of weights, a bias and a modulation, where ComfyUI looks for it."""
+    from safetensors.torch import load_file as load
+
+    state = {key.removeprefix("model.diffusion_model."): t for key, t in load(files.transformer).items()}
+    draw = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in ("blocks.0.self_attn.v", "blocks.1.ffn.0", "blocks.1.cross_attn.o"):
+        rows, columns = state[f"{layer}.weight"].shape
+        tensors[f"diffusion_model.{layer}.lora_down.weight"] = torch.randn(rank, columns, generator=draw) * 0.2
+        tensors[f"diffusion_model.{layer}.lora_up.weight"] = torch.randn(rows, rank, generator=draw) * 0.2
+        tensors[f"diffusion_model.{layer}.alpha"] = torch.tensor(2.0)
+    tensors["diffusion_model.blocks.0.ffn.0.diff_b"] = torch.randn(state["blocks.0.ffn.0.bias"].shape, generator=draw)
+    path = server.base / "models/loras" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return path.name
+
+
+def test_a_lora_on_quantised_weights_is_the_engines(
+    server: Any,
+    made: Callable[..., SimpleNamespace],
+    tiny_wan: Callable[..., Any],
+    quantising: ModuleType,
+) -> None:
+    """Added beside packed weights, patched on plain ones; taken off again, the clip is the one before."""
+    plain = tiny_wan("comfy").files
+    name = lora(server, "on_fp8", plain, 1)
+    files = fp8(quantising, plain, "transformer")
+    before = made("fp8_before", files)
+    found = made("fp8_lora", files, loras=({"lora": name, "strength": 0.7}, {"lora": name, "strength": 0.2}))
+    assert_same(found)
+    assert np.abs(found.samples - before.samples).max() > 1e-2
+    assert [one["strength"] for one in found.record["model"]["loras"]] == [0.7, 0.2]
+    assert [Path(one["path"]).name for one in found.record["shot"]["loras"]] == [name, name]
+    again = made("fp8_after", files)
+    assert_same(again)
+    assert np.array_equal(again.samples, before.samples)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_each_expert_has_its_own_loras(
+    server: Any,
+    made: Callable[..., SimpleNamespace],
+    tiny_wan: Callable[..., Any],
+    quantising: ModuleType,
+    is_packed: bool,
+) -> None:
+    """By `on`; both by default; and by the file's name, as on the command line."""
+    files = tiny_wan("comfy", **EXPERTS).files
+    one, two = lora(server, "style", files, 2), lora(server, "other_low_noise", files, 3)
+    if is_packed:
+        files = fp8(quantising, files, "transformer", "transformer_low")
+    prefix = f"experts_{is_packed}"
+    both = made(f"{prefix}_both", files, loras=({"lora": one}, {"lora": two}))
+    assert_same(both)
+    assert [lora.get("expert") for lora in both.record["model"]["loras"]] == [None, "low"]
+    high = made(f"{prefix}_high", files, loras=({"lora": one, "on": "high"},))
+    assert_same(high)
+    assert [lora["expert"] for lora in high.record["model"]["loras"]] == ["high"]
+    assert not np.array_equal(both.samples, high.samples)
+
+
+def test_what_makes_it_faster_is_the_engines_and_in_the_record(
+    made: Callable[..., SimpleNamespace], tiny_wan: Callable[..., Any], quantising: ModuleType
+) -> None:
+    """reuse and guided of the shot, attention and fp8_products of the model."""
+    files = fp8(quantising, tiny_wan("comfy", **WIDE).files, "transformer")
+    large = {"width": 256, "height": 256, "steps": 3}
+    found = made(
+        "fast",
+        files,
+        loads={"attention": 0.5, "fp8_products": True},
+        engine={"density": 0.5, "fp8": True},
+        reuse=0.3,
+        guided=0.5,
+        **large,
+    )
+    assert_same(found)
+    model, shot = found.record["model"], found.record["shot"]
+    assert model["attention"]["density"] == 0.5 and model["fp8_products"] is True
+    assert (shot["reuse"], shot["guided"]) == (0.3, 0.5)
+    slow = made("slow", files, **large)
+    assert_same(slow)
+    assert "attention" not in slow.record["model"] and not np.array_equal(slow.samples, found.samples)
