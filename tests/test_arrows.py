@@ -33,6 +33,7 @@ ARROWS = {
     "attention": {"_version"},
     "model": {"attention", "shot", "folders", "hashing", "replacing", "_version"},
     "sampling": {"shot"},
+    "speed": {"attention", "shot"},  # what the engine is told and not the shot, read for commands and jobs alike
     "media": {"shot", "hashing", "replacing", "_version"},
     "progress": set(),  # what the engine tells; a file of its own for the engine's length alone
     # parts of the engine, each of one idea
@@ -44,7 +45,7 @@ ARROWS = {
     "engine": {"attention", "model", "sampling", "media", "shot", "progress", "_version"}
     | {"clip", "conditions", "control", "prompts", "velocity"},
     "starter": {"model", "sampling", "media", "shot", "engine", "replacing", "_version"},
-    "jobs": {"engine", "media", "shot", "progress", "folders", "replacing", "_version"},
+    "jobs": {"engine", "media", "shot", "speed", "progress", "folders", "replacing", "_version"},
     "publish": {"media", "jobs", "shot", "hashing", "_version"},
 }
 TOP = {"__init__", "__main__", "cli", "commands", "doctor"}

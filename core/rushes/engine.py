@@ -93,7 +93,7 @@ class Engine(Model):
         self._plan: Plan | None = None  # of the shot that was denoised last
         self._conditioner = Conditioner(model.card, modules, self._ready, device, dtype)
         self._prompts = PromptReader(model.card, modules, self._ready, device, dtype, hosted=prepare is not None)
-        self._attention = attention
+        self.attention = attention  # another one may be set between two shots; no weight depends on it
         self._sparse: SparseLayers | None = None  # of the latest sampling
         self._reuse: Reuse | None = None  # of the same
         self._rough = torch.tensor(model.card.preview, dtype=torch.float32)  # [C + 1, 3]; empty until it is fitted
@@ -140,8 +140,8 @@ class Engine(Model):
         if (card := shelf.card).defaults.solver not in SOLVERS:
             raise ShotError(f"solver: got {card.defaults.solver!r}; {' or '.join(SOLVERS)} is allowed")
         schedule(card.defaults.schedule, 4, card.defaults.shift)  # refuses a name or a shift that it does not allow
-        if fp8_products and (reason := fp8_obstacle(place)):
-            raise ShotError(f"fp8-products: got {place}; {reason}")
+        if fp8_products:
+            check_fp8_products(place)
         if team is not None:
             team.check_heads(card.transformer.heads)
         if isinstance(card, FilesCard):
@@ -166,8 +166,8 @@ class Engine(Model):
     def record(self, shot: Shot) -> dict[str, Any]:
         """As `Model.record`, with what self-attention keeps where that is not all."""
         record = super().record(shot)
-        if self._attention is not None:
-            record["model"] = {**record["model"], "attention": asdict(self._attention)}
+        if self.attention is not None:
+            record["model"] = {**record["model"], "attention": asdict(self.attention)}
         if self._fp8_products:
             record["model"] = {**record["model"], "fp8_products": True}
         return record
@@ -237,8 +237,8 @@ class Engine(Model):
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         settings = self.settings(shot)
         memory = self._denoise_bytes(noise, len(features))
-        if self._attention is not None:
-            self._sparse = SparseLayers(self._attention, self.card.transformer.layers, shot.steps)
+        kept, layers = self.attention, self.card.transformer.layers
+        self._sparse = SparseLayers(kept, layers, shot.steps) if kept is not None else None
         reuse = self._reuse = Reuse(shot.reuse, self._team) if shot.reuse else None
         if on_state is not None and reuse is not None:  # what cannot be taken up bit for bit is not offered
             offer = on_state
@@ -393,15 +393,21 @@ def find_device(name: str | torch.device | None) -> torch.device:
     return place
 
 
+def check_fp8_products(place: torch.device) -> None:
+    """Raise ShotError for a device that multiplies no fp8."""
+    if reason := fp8_obstacle(place):
+        raise ShotError(f"fp8-products: got {place}; {reason}")
+
+
 def usual_dtype(card: Card, device: str) -> torch.dtype:
     """What a model works in where nobody says."""
     return torch.bfloat16 if device == "cuda" and isinstance(card, FilesCard) else torch.float32
 
 
 def memory_plan(model: Model, shot: Shot, device: torch.device, memory: int | None = None) -> Plan:
-    """The plan of a resolved shot on a device, or, with memory, on a CUDA card of so many bytes, here or not."""
-    kind, budget = ("cuda", memory) if memory is not None else (device.type, budget_of(device, None))
-    return make_plan(model.card, shot, usual_dtype(model.card, kind), kind, budget)
+    """The plan of a resolved shot on a device, "cuda" even where none is, of which memory, in bytes, may be used."""
+    kind = device.type
+    return make_plan(model.card, shot, usual_dtype(model.card, kind), kind, budget_of(device, memory))
 
 
 def generate(prompt: str | Shot, **fields: Any) -> Clip:

@@ -32,7 +32,10 @@ def _broken(home: Path, shot: Shot, outputs: list[str] | None = None) -> Job:
     job, cancel = create_job(home, shot, outputs or []), threading.Event()
     engine = Engine.load(shot.model)
     run_job(
-        job, lambda _: engine, lambda kind, **fields: cancel.set() if fields.get("phase") == "denoise" else None, cancel
+        job,
+        lambda *_: engine,
+        lambda kind, **fields: cancel.set() if fields.get("phase") == "denoise" else None,
+        cancel,
     )
     assert job.state() == "cancelled"
     return job
@@ -82,7 +85,7 @@ def test_a_job_is_stopped_from_a_terminal(rushes: Run, home: Path, shot: Shot) -
     states: list[str] = []
 
     def make() -> None:
-        states.append(run_job(job, lambda _: engine, lambda *_, **__: told.set(), threading.Event()))
+        states.append(run_job(job, lambda *_: engine, lambda *_, **__: told.set(), threading.Event()))
 
     maker = threading.Thread(target=make)
     maker.start()
@@ -128,7 +131,7 @@ def test_an_estimate_learns_from_what_was_made(rushes: Run, home: Path, shot: Sh
     assert first["measured"] is False and first["seconds"] > 0 and first["shot"]["frames"] == 9
     job = create_job(home, shot)
     engine = Engine.load(shot.model)
-    run_job(job, lambda _: engine, lambda *_, **__: None, threading.Event())
+    run_job(job, lambda *_: engine, lambda *_, **__: None, threading.Event())
     short, long = (json.loads(rushes(*command, frames).stdout) for frames in ("9", "33"))
     assert short["measured"] is True and long["seconds"] > 2 * short["seconds"] and long["bytes"] > short["bytes"]
     assert "by earlier jobs here" in rushes(*command[:-2]).stdout

@@ -64,7 +64,7 @@ def test_a_resumed_job_keeps_its_version(shot: Shot, tmp_path: Path) -> None:
     """Killed between the plate's names and done.json, the job ends with the plate it had, and no v002 appears."""
     home, plate = tmp_path / "jobs", tmp_path / "plates" / "a.%04d.exr"
     job = create_job(home, shot, [str(plate)], plate={"next_version": True, "start_frame": 3})
-    load, told = (lambda shot: Engine.load(shot.model)), []
+    load, told = (lambda shot, _: Engine.load(shot.model)), []
 
     def tell(name: str, **fields: Any) -> None:
         told.append((name, fields))

@@ -32,7 +32,7 @@ def engine(tiny_model: Path) -> Engine:
 
 
 def _run(job: Job, engine: Engine, tell: Callable[..., Any] = lambda kind, **fields: None) -> str:
-    return run_job(job, lambda _: engine, tell, threading.Event())
+    return run_job(job, lambda *_: engine, tell, threading.Event())
 
 
 def _bits(job: Job) -> list[bytes]:

@@ -49,7 +49,7 @@ class Told(list[tuple[str, dict[str, Any]]]):
 
 def _run(job: Job, engine: Engine, told: Told | None = None) -> str:
     told = told if told is not None else Told()
-    return run_job(job, lambda shot: engine, told, told.cancel)
+    return run_job(job, lambda *_: engine, told, told.cancel)
 
 
 def _content(job: Job) -> tuple[bytes, ...]:

@@ -138,7 +138,7 @@ def test_cancelled_jobs_go_on_where_they_stood(start: Start, wait: Wait, ask: As
     assert wait(worker, _ended)[-1].kind == "done"
     whole = create_job(home, long)
     engine = Engine.load(long.model)
-    run_job(whole, lambda _: engine, lambda *_, **__: None, threading.Event())
+    run_job(whole, lambda *_: engine, lambda *_, **__: None, threading.Event())
     assert _bits(whole) == _bits(Job(home / first))
 
 
@@ -326,7 +326,7 @@ def test_what_has_ended_can_be_asked_for_at_once(
     engine, told = Engine.load(tiny_model, device="cpu"), []
     worker = Worker(home, Pipe(io.BytesIO()))
     job = create_job(home, shot.replace(steps=1000))
-    monkeypatch.setattr(worker._engines, "load", lambda shot: engine)
+    monkeypatch.setattr(worker._engines, "load", lambda *_: engine)
     monkeypatch.setattr(worker._engines, "free", lambda: told.append("freed"))
 
     def send(message: dict[str, Any]) -> None:
@@ -408,7 +408,7 @@ def test_twenty_kills_cost_no_bit(start: Start, wait: Wait, ask: Ask, shot: Shot
     engine = Engine.load(long.model)
     whole = create_job(home, long)
     began = time.monotonic()
-    run_job(whole, lambda _: engine, lambda *_, **__: None, threading.Event())
+    run_job(whole, lambda *_: engine, lambda *_, **__: None, threading.Event())
     seconds = time.monotonic() - began
     dice, kills, job = random.Random(), 0, None
     while kills < 20:

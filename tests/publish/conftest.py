@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, starter: str) -> Path:
     engine.generate(SHOT).write(str(folder / "plate" / PATTERN))
     for name, outputs in (("with", [str(folder / "of_job" / "sh020_v001.####.exr")]), ("without", [])):
         job = create_job(folder / name, SHOT, outputs)
-        assert run_job(job, lambda _: engine, lambda *_, **__: None, threading.Event()) == "done"
+        assert run_job(job, lambda *_: engine, lambda *_, **__: None, threading.Event()) == "done"
     return folder
 
 

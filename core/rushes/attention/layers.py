@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -19,10 +19,14 @@ from rushes.attention.dispatch import attention
 from rushes.attention.hosted import FEW, FIRST_STEPS, LAST_STEPS, SHORT, HostedSettings, dense_reason
 from rushes.attention.patterns import TilePattern, TopK, Triple
 from rushes.attention.tally import Density
-from rushes.attention.token_grid import tile_means
+from rushes.attention.token_grid import Place, tile_means
 
 _TRIPLES = ("tile", "window")
 _WHOLE = ("first_steps", "last_steps", "first_layers", "last_layers")
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "wrap": (True, False), "place": (*get_args(Place), None), "precision": ("fp32", "bf16", "int8", None),
+    "mode": ("dense", "window", "density"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,36 @@ class SparseAttention(HostedSettings):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SparseAttention:
-        """From what `dataclasses.asdict` gave, JSON between. Raises ValueError, TypeError for anything else."""
-        values: dict[str, Any] = {k: tuple(v) if k in _TRIPLES else v for k, v in fields.items()}
+        """From what `dataclasses.asdict` gave, JSON between. Raises ValueError for anything else."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        for name, value in values.items():
+            if name not in known:
+                raise ValueError(f"attention: got {name!r}; {', '.join(known)} are allowed")
+            if not _is_fit(name, value):
+                raise ValueError(f"attention: {name} is {value!r}; {_allowed(name)} is allowed")
         return cls(**values)
+
+
+def _is_fit(name: str, value: object) -> bool:
+    """Whether a field's value out of JSON has the right type; `HostedSettings` looks at what it says."""
+    if name in _TRIPLES:
+        return isinstance(value, tuple) and len(value) == 3 and all(type(part) is int for part in value)
+    if name in _WHOLE:
+        return type(value) is int
+    if name == "density":
+        return type(value) in (int, float)
+    return isinstance(value, bool) if name == "wrap" else value in _CHOICES[name]
+
+
+def _allowed(name: str) -> str:
+    if name in _CHOICES:
+        return " or ".join(map(str, _CHOICES[name]))
+    if name in _TRIPLES:
+        return "T x H x W such as 4x4x4"
+    return "a whole number" if name in _WHOLE else "a number"
 
 
 def _value(name: str, text: str) -> float | int | Triple:
@@ -66,8 +97,7 @@ def _value(name: str, text: str) -> float | int | Triple:
             return t, h, w
         return int(text) if name in _WHOLE else float(text)
     except ValueError:
-        allowed = "T x H x W such as 4x4x4" if name in _TRIPLES else "a whole number" if name in _WHOLE else "a number"
-        raise ValueError(f"attention: {name} is {text!r}; {allowed} is allowed") from None
+        raise ValueError(f"attention: {name} is {text!r}; {_allowed(name)} is allowed") from None
 
 
 class SparseLayers:

@@ -13,6 +13,7 @@ from rushes.commands import making
 from rushes.commands.controls import control_options, read_control
 from rushes.commands.options import Command, check_text, parse_float, parse_int, parse_keyframe, parse_lora, parse_model
 from rushes.shot import Shot, ShotError, parse_fps, parse_guidance, parse_size
+from rushes.speed import Speed, read_attention
 
 
 def shot_options(command: Command) -> Command:
@@ -69,6 +70,32 @@ def shot_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def speed_options(command: Command) -> Command:
+    """What the engine is told and not the shot; `read_speed` reads it."""
+    command = click.option(
+        "--fp8-products", is_flag=True, help="Multiply in fp8 where the file is in it: faster, less exact."
+    )(command)
+    return click.option(
+        "--attention",
+        "sparse",
+        metavar="DENSITY",
+        help="Share of self-attention that is computed, such as 0.2, or fields: density=0.2,first_steps=2,"
+        "last_layers=1, window=3x3x3, tile=4x4x4; dense for all of it.",
+    )(command)
+
+
+def read_speed(sparse: str | None, fp8_products: bool, expected: Mapping[str, Any] | None) -> Speed:
+    """What the options say, and beyond them what the file was made with. Raises ShotError."""
+    before = expected or {}
+    products = fp8_products or bool(before.get("fp8_products"))
+    if sparse is not None:
+        return Speed(read_attention(sparse), products)
+    try:
+        return Speed(read_attention(before.get("attention")), products)
+    except ShotError as error:
+        raise ShotError("attention: the file's settings of it cannot be read; --attention is allowed") from error
 
 
 def read_shot(

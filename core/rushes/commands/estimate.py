@@ -9,35 +9,44 @@ from typing import Any
 
 import click
 
-from rushes.commands.asking import read_shot, shot_options
+from rushes.commands.asking import read_shot, read_speed, shot_options, speed_options
 from rushes.commands.options import parse_memory
 from rushes.jobs.plan import describe_bytes
 
 
 @click.command()
 @shot_options
+@speed_options
 @click.option("--memory", metavar="GB", help="Plan for a card with so many gigabytes, which need not be here.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def estimate(
-    prompt: tuple[str, ...], source: str | None, fit: bool, memory: str | None, as_json: bool, **options: Any
+    prompt: tuple[str, ...],
+    source: str | None,
+    fit: bool,
+    sparse: str | None,
+    fp8_products: bool,
+    memory: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Say how long PROMPT would take here, by earlier jobs or else by a quick trial, and how much memory, part by part.
 
     The memory is planned from the model's shapes alone; no weight is read.
     """
     budget = parse_memory(memory)
-    shot, _ = read_shot(prompt, source, options)
+    shot, expected = read_shot(prompt, source, options)
+    speed = read_speed(sparse, fp8_products, expected)
     from rushes.engine import Model
     from rushes.jobs.estimate import estimate as estimate_shot
     from rushes.jobs.folder import jobs_home
 
     model = Model.open(shot.model)
-    found = estimate_shot(jobs_home(), model, model.resolve(shot, fit), memory=budget)
+    found = estimate_shot(jobs_home(), model, model.resolve(shot, fit), speed=speed, card=budget)
     if as_json:
         click.echo(json.dumps(found))
         return
     size = found["shot"]["size"]
-    how = "by earlier jobs here" if found["measured"] else "a guess: no job of this model was made here yet"
+    how = "by earlier jobs here" if found["measured"] else "a guess: no such job of this model was made here yet"
     what = f"{model.card.name}, {size[0]}x{size[1]}, {found['shot']['frames']} frames"
     plan = found["memory"]
     click.echo(f"{what}: about {_span(found['seconds'])} ({how}) and {describe_bytes(found['bytes'])}")

@@ -7,36 +7,27 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import click
 
 from rushes.commands import making
-from rushes.commands.asking import read_shot, shot_options
+from rushes.commands.asking import read_shot, read_speed, shot_options, speed_options
 from rushes.commands.keeping import latents_kept
 from rushes.commands.launched import Place, find_place
 from rushes.commands.making import Delivery
-from rushes.commands.options import check_output_options, output_options, parse_memory, read_format
+from rushes.commands.options import check_output_options, memory_option, output_options, parse_memory, read_format
 from rushes.commands.reporting import Reporter, make_reporter
 from rushes.commands.stopping import stop_on_signals
-from rushes.shot import Shot, ShotError
-
-if TYPE_CHECKING:
-    from rushes.attention.layers import SparseAttention
+from rushes.shot import Shot
+from rushes.speed import Speed
 
 
 @click.command()
 @shot_options
 @output_options
-@click.option(
-    "--attention",
-    "sparse",
-    metavar="DENSITY",
-    help="Share of self-attention that is computed, such as 0.2, or fields: density=0.2,first_steps=2,last_layers=1, "
-    "window=3x3x3, tile=4x4x4; dense for all of it.",
-)
-@click.option("--memory", metavar="GB", help="Memory of the device to keep to (default: most of what it has).")
-@click.option("--fp8-products", is_flag=True, help="Multiply in fp8 where the file is in it: faster, less exact.")
+@speed_options
+@memory_option
 def generate(
     prompt: tuple[str, ...],
     source: str | None,
@@ -57,8 +48,9 @@ def generate(
     """
     started = time.perf_counter()
     check_output_options(outputs, device)
-    means = Means(parse_memory(memory), fp8_products)
+    budget = parse_memory(memory)
     shot, expected = read_shot(prompt, source, options)
+    speed = read_speed(sparse, fp8_products, expected)
     delivery = Delivery(outputs, overwrite, read_format(options))
     delivery.check(shot)
     place = find_place()
@@ -66,15 +58,8 @@ def generate(
         make_reporter(as_json, silent=place is not None and not place.leads) as reporter,
         making.warnings_reported(reporter),
     ):
-        shot, files, record = _make(shot, expected, delivery, device, fit, sparse, means, reporter, place)
+        shot, files, record = _make(shot, expected, delivery, device, fit, speed, budget, reporter, place)
     reporter.done(outputs, files, shot, record, time.perf_counter() - started)
-
-
-class Means(NamedTuple):
-    """memory: bytes of the device to keep to, None for most of what it has. fp8_products: see `Engine.load`."""
-
-    memory: int | None
-    fp8_products: bool
 
 
 def _make(
@@ -83,8 +68,8 @@ def _make(
     delivery: Delivery,
     device: str | None,
     fit: bool,
-    sparse: str | None,
-    means: Means,
+    speed: Speed,
+    memory: int | None,
     reporter: Reporter,
     place: Place | None,
 ) -> tuple[Shot, list[str], dict[str, Any]]:
@@ -96,8 +81,8 @@ def _make(
         device = place.device(device)
     with nullcontext() if place is None else joined(place.rank, place.size) as team:
         engine = Engine.load(
-            shot.model, device=device, attention=_attention(sparse, expected), team=team, memory=means.memory,
-            fp8_products=means.fp8_products or bool(expected and expected.get("fp8_products")),
+            shot.model, device=device, team=team, memory=memory,
+            attention=speed.attention, fp8_products=speed.fp8_products,
         )  # fmt: skip
         shot = engine.resolve(shot, fit=fit)
         delivery.check(shot)
@@ -120,17 +105,3 @@ def _make(
                 with latents_kept(latents, record, seconds, reporter):
                     files = delivery.write(engine, latents, record, reporter, stop)
     return shot, files, record
-
-
-def _attention(text: str | None, expected: Mapping[str, Any] | None) -> SparseAttention | None:
-    """What --attention says, else what the file was made with; None for all of it. Raises ShotError."""
-    from rushes.attention.layers import SparseAttention
-
-    before = None if expected is None else expected.get("attention")
-    if text == "dense" or (text is None and before is None):
-        return None
-    try:
-        return SparseAttention.parse(text) if text is not None else SparseAttention.from_dict(before or {})
-    except (ValueError, TypeError, AttributeError) as error:
-        said = str(error) if text is not None else "the file's settings of it cannot be read; --attention is allowed"
-        raise ShotError(said if said.startswith("attention:") else f"attention: {said}") from error

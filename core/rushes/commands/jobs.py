@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from rushes.commands.options import memory_option, parse_memory
 from rushes.commands.reporting import make_reporter
 from rushes.commands.stopping import Stopped, stop_on_signals
 from rushes.jobs.folder import REVIEWS, Job, JobError, find_job, jobs_home, list_jobs, not_writable, remove_leftovers
@@ -37,11 +38,13 @@ def jobs_folder(home: str | None) -> Path:
     show_default=True,
     help="Seconds until the model's memory is freed.",
 )
-def worker(home: str | None, log: str | None, device: str | None, idle: float) -> None:
+@memory_option
+def worker(home: str | None, log: str | None, device: str | None, idle: float, memory: str | None) -> None:
     """Make shots for a host: JSON-RPC on standard input and output. Hosts start it; people need not."""
+    budget = parse_memory(memory)
     from rushes.jobs.worker import run_worker
 
-    run_worker(jobs_folder(home), Path(log) if log else None, device, idle)
+    run_worker(jobs_folder(home), Path(log) if log else None, device, idle, budget)
 
 
 @click.group(invoke_without_command=True)
@@ -135,13 +138,15 @@ def cancel(home: Path, name: str) -> None:
 @click.argument("name", metavar="JOB")
 @home_option
 @click.option("--device", metavar="DEVICE", help="cpu, cuda ... The bits are the same on the same device only.")
+@memory_option
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on standard output.")
-def resume(name: str, home: str | None, device: str | None, as_json: bool) -> None:
+def resume(name: str, home: str | None, device: str | None, memory: str | None, as_json: bool) -> None:
     """Go on with an interrupted, failed or cancelled JOB, from its last saved step."""
+    budget = parse_memory(memory)
     job = find_job(jobs_folder(home), name)
     job.request()  # before torch is loaded
-    from rushes.engine import Engine
     from rushes.jobs.runner import run_job
+    from rushes.jobs.warm import Engines
     from rushes.progress import Progress
 
     with make_reporter(as_json) as reporter, stop_on_signals() as stop:
@@ -149,11 +154,15 @@ def resume(name: str, home: str | None, device: str | None, as_json: bool) -> No
         def tell(event: str, **fields: Any) -> None:
             if event == "progress":
                 reporter.progress(Progress(**fields))
+            elif event == "note" and "attention" in fields:
+                reporter.attention(fields["attention"])
+            elif event == "note" and "reuse" in fields:
+                reporter.reuse(fields["reuse"])
             elif event == "note":
                 reporter.warning(fields["message"])
 
         job.reopen()
-        state = run_job(job, lambda shot: Engine.load(shot.model, device=device), tell, stop.event)
+        state = run_job(job, Engines(device, budget).load, tell, stop.event)
         if state == "cancelled":
             raise Stopped(stop.signal)
     ending = job.ending() or {}

@@ -25,6 +25,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
+memory_option = click.option(
+    "--memory", metavar="GB", help="Memory of the device to keep to (default: most of what it has)."
+)
+
 
 def output_options(command: Command) -> Command:
     """-o and how to write it, --device, --json: how and where the clip is made and written."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from rushes.shot import Shot
+from rushes.speed import describe_attention, describe_reuse
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -63,17 +64,11 @@ class Reporter:
 
     def attention(self, report: Mapping[str, Any]) -> None:
         """What self-attention delivered, see `SparseLayers.report`: a line on stderr, all of it for a program."""
-        layers = report["layers"]
-        dense = [f"step{'s' if len(at) > 1 else ''} {_span(at)} ({why})" for why, at in report["dense_steps"].items()]
-        parts = [f"{report['density']:.1%} of the scores in {len(layers)} layers"] if layers else []
-        parts += [f"dense in {', '.join(dense)}"] if dense else []
-        click.echo(f"rushes: attention: {'; '.join(parts)}", err=True)
+        click.echo(f"rushes: {describe_attention(report)}", err=True)
 
     def reuse(self, report: Mapping[str, Any]) -> None:
         """What steps took from earlier ones, see `Reuse.report`: a line on stderr, all of it for a program."""
-        reused, full = len(report["reused_steps"]), len(report["full_steps"])
-        error = f"their first block was up to {report['change']:.1%} off" if reused else "none changed so little"
-        click.echo(f"rushes: reuse: {reused} of {reused + full} steps reused most blocks; {error}", err=True)
+        click.echo(f"rushes: {describe_reuse(report)}", err=True)
 
     def done(
         self,
@@ -186,12 +181,6 @@ class TerminalReporter(Reporter):
         self._bar.update(self._task, completed=progress.step, total=progress.steps, pace=pace)
         if progress.step >= progress.steps:
             self._bar.refresh()  # a phase shorter than the bar's own beat is shown too
-
-
-def _span(steps: Sequence[int]) -> str:
-    """Steps from 0, as people count them: "1" or "1-3"."""
-    first, last = min(steps) + 1, max(steps) + 1
-    return str(first) if first == last else f"{first}-{last}"
 
 
 def make_reporter(as_json: bool, silent: bool = False) -> Reporter:

@@ -92,7 +92,8 @@ class Client:
     """One worker process, and what was asked of it.
 
     command: the executable, or a whole command line. home: where job folders live. paths: (worker's prefix, host's
-    prefix) for a worker that sees the same files under other names. log: where the worker's own words go.
+    prefix) for a worker that sees the same files under other names. log: where the worker's own words go. memory:
+    gigabytes of the device that the worker keeps to, such as "8"; "" for most of what it has.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Client:
         log: str | Path | None = None,
         silent: float = SILENT,
         patience: tuple[float, float] = PATIENCE,
+        memory: str = "",
     ) -> None:
         self.home = Path(home)
         self.log = Path(log) if log is not None else self.home / "worker.log"
@@ -110,6 +112,7 @@ class Client:
         self.is_stuck = False  # no sign of life for `silent` seconds
         self._command = [command] if isinstance(command, str) else list(command)
         self._paths, self._silent, self._patience = list(paths), silent, patience
+        self._limits = ["--memory", memory] if memory else []
         self._process: subprocess.Popen[bytes] | None = None
         self._came: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._going: queue.Queue[bytes | None] = queue.Queue()
@@ -155,7 +158,7 @@ class Client:
             options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
         with self.log.open("ab") as errors:  # for what is said before the worker has opened its log
             return subprocess.Popen(
-                [*self._command, "worker", *places],
+                [*self._command, "worker", *places, *self._limits],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -30,6 +30,7 @@ from rushes._version import __version__
 from rushes.folders import user_folder
 from rushes.replacing import replacing
 from rushes.shot import Shot, ShotError
+from rushes.speed import PLAIN, Speed
 
 VERSION = 1
 STATES = ("queued", "running", "interrupted", "done", "failed", "cancelled")
@@ -72,7 +73,10 @@ class Job:
         return self.path / "latents.safetensors"
 
     def request(self) -> dict[str, Any]:
-        """shot.json: version, shot, outputs, colorspace, overwrite, plate, created. Raises JobError."""
+        """shot.json: version, shot, attention, fp8_products, outputs, colorspace, overwrite, plate, created.
+
+        An older Rushes has written neither of attention and fp8_products. Raises JobError.
+        """
         values = _read_json(self.path / "shot.json")
         if values is None:
             raise JobError(f"job: {self.path} holds no shot.json that can be read; a job's folder is allowed")
@@ -194,6 +198,7 @@ def create_job(
     colorspace: str | None = None,
     overwrite: bool = False,
     plate: Mapping[str, Any] | None = None,
+    speed: Speed = PLAIN,
 ) -> Job:
     """A new folder under `home` with the request in it. Raises JobError when the disk does not take it.
 
@@ -205,7 +210,7 @@ def create_job(
     request = {
         "version": VERSION, "rushes": __version__, "created": round(time.time(), 3), "shot": shot.to_dict(),
         "outputs": [os.path.abspath(output) for output in outputs], "colorspace": colorspace, "overwrite": overwrite,
-        "plate": dict(plate or {}),
+        "plate": dict(plate or {}), **speed.to_dict(),
     }  # fmt: skip
     try:
         (building / "frames").mkdir(parents=True)

@@ -17,6 +17,7 @@ import torch
 from filelock import Timeout
 
 from rushes.engine import Engine
+from rushes.jobs.estimate import pace_kind
 from rushes.jobs.folder import Job, JobError, not_writable
 from rushes.media import (
     FrameFolder,
@@ -30,20 +31,22 @@ from rushes.media import (
 from rushes.media.paths import Target
 from rushes.progress import Cancelled, Denoising, Frames, Progress
 from rushes.shot import Shot, ShotError
+from rushes.speed import Speed, describe_attention, describe_reuse
 
 # tell("progress", phase=..., step=...), tell("frame", number=1, path=...), ...
 Tell = Callable[..., object]
+Load = Callable[[Shot, Speed], Engine]
 LISTEN_EVERY = 0.5  # seconds between looks for somebody's wish that the job be stopped
 SAVE_EVERY = 1.0  # seconds between saved denoising states; what a kill may cost
 PREVIEW_EVERY = 0.5
 LOCK_WAIT = 1.0  # a listing holds the lock for a moment
 
 
-def run_job(job: Job, load: Callable[[Shot], Engine], tell: Tell, cancel: threading.Event) -> str:
+def run_job(job: Job, load: Load, tell: Tell, cancel: threading.Event) -> str:
     """Make the job's clip; returns its state afterwards: done, failed or cancelled. `Job.reopen` one that had ended.
 
-    load: the engine of a shot's model. tell gets started, note, progress, preview, frame, named, done or failed, with
-    fields.
+    load: the engine of a shot's model and a job's speed. tell gets started, note, progress, preview, frame, named, done
+    or failed, with fields.
     Raises JobError when another process runs the job, it is done, or its folder is gone, from the future or read-only.
     """
     request = job.request()
@@ -118,7 +121,7 @@ def _sentence(job: Job, error: Exception) -> str:
 class _Run:
     """One attempt. The order of writes is what makes a kill harmless: latents before frames, frames before done."""
 
-    def __init__(self, job: Job, load: Callable[[Shot], Engine], tell: Tell, cancel: threading.Event) -> None:
+    def __init__(self, job: Job, load: Load, tell: Tell, cancel: threading.Event) -> None:
         self.job, self._load, self._tell, self._cancel = job, load, tell, cancel
         self._saved = self._previewed = time.monotonic()
         self._patterns: list[str] = []  # the outputs' names, as given or with their version
@@ -129,7 +132,8 @@ class _Run:
         job.append("started", sync=True)
         self._tell("started")
         shot = Shot.from_dict(request["shot"])
-        engine = self._load(shot)
+        speed = Speed.read(request)
+        engine = self._load(shot, speed)
         shot = engine.resolve(shot)
         record = engine.record(shot)
         for note in engine.notes(shot):
@@ -138,10 +142,10 @@ class _Run:
             self._tell("note", message=f"the {engine.card.name} does not know: {', '.join(record['unknown_words'])}")
         work, started = engine.work(shot), time.monotonic()
         latents = self._denoise(engine, shot, record)
-        self._pace(work.flops * self._share, started, engine, "flops")
+        self._pace(work.flops * self._share, started, engine, "flops", pace_kind(shot, speed))
         started = time.monotonic()
         paths = self._decode(engine, latents, record, request)
-        self._pace(work.pixels, started, engine, "pixels")
+        self._pace(work.pixels, started, engine, "pixels", {})
         told = {"frames": len(job.frames()), "outputs": paths, "patterns": self._patterns}
         job.finish(**told, record=record)
         job.append("done", sync=True)
@@ -163,8 +167,20 @@ class _Run:
 
         latents = engine.denoise(shot, self._progress, self._preview, self._cancel, on_state=save, resume=state)
         write_latents(self.job.latents_path, latents, record)
+        self._report(engine, steps - (state.step if state is not None else 0), steps)
         self.job.append("denoised", sync=True)
         return latents
+
+    def _report(self, engine: Engine, made: int, steps: int) -> None:
+        """What was really saved, in the folder and to the host. made: steps of this attempt, which alone are known."""
+        beyond = "" if made == steps else f", in the last {made} steps, made since the job was taken up again"
+        for kind, report, describe in (
+            ("attention", engine.attention_report(), describe_attention),
+            ("reuse", engine.reuse_report(), describe_reuse),
+        ):
+            if report is not None:
+                self.job.append(kind, report=report)
+                self._tell("note", message=describe(report) + beyond, **{kind: report})
 
     def _last_state(self, record: dict[str, Any]) -> Denoising | None:
         """Where the denoising stands. A file that cannot be read costs its time and not the job."""
@@ -230,11 +246,12 @@ class _Run:
         self._tell("named", outputs=names)
         return names
 
-    def _pace(self, amount: float, started: float, engine: Engine, unit: str) -> None:
-        """For later estimates: how much of the work this model and device do in a second."""
+    def _pace(self, amount: float, started: float, engine: Engine, unit: str, kind: dict[str, Any]) -> None:
+        """For later estimates: how much of the work this model and device do in a second. kind: see `pace_kind`."""
         if amount:
             rate = amount / max(time.monotonic() - started, 1e-3)
-            self.job.append("pace", unit=unit, rate=rate, model=engine.card.name, device=engine.device.type)
+            name, device = engine.card.name, engine.device.type
+            self.job.append("pace", unit=unit, rate=rate, model=name, device=device, kind=kind)
 
     def _progress(self, progress: Progress) -> None:
         self._tell(

@@ -27,6 +27,7 @@ from rushes.jobs.priority import step_behind
 from rushes.jobs.warm import Engines
 from rushes.jobs.wire import PROTOCOL, Message, WireError, encode, read
 from rushes.shot import Shot, ShotError
+from rushes.speed import Speed
 
 HEARTBEAT = 2.0  # seconds
 IDLE = 300.0  # seconds after which the model's memory is given back
@@ -56,9 +57,11 @@ class Pipe:
 class Worker:
     """One queue, one running job. serve() answers on the calling thread while jobs run on another."""
 
-    def __init__(self, home: Path, pipe: Pipe, device: str | None = None, idle: float = IDLE) -> None:
+    def __init__(
+        self, home: Path, pipe: Pipe, device: str | None = None, idle: float = IDLE, memory: int | None = None
+    ) -> None:
         self.home, self._pipe, self._idle = home, pipe, idle
-        self._engines = Engines(device)
+        self._engines = Engines(device, memory)
         self._queue: queue.Queue[Job | None] = queue.Queue()
         self._accepted: dict[str, threading.Event] = {}  # id -> its cancel event, queued or running
         self._free_after: set[str] = set()
@@ -134,6 +137,7 @@ class Worker:
         return {
             "protocol": PROTOCOL, "rushes": __version__, "pid": os.getpid(), "home": str(self.home),
             "heartbeat": HEARTBEAT, "models": self._models({})["models"], "devices": _devices(),
+            "device": self._engines.device or _devices()[-1],
         }  # fmt: skip
 
     def _submit(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -143,13 +147,25 @@ class Worker:
         shot = Shot.from_dict(_taken(params, "shot", dict))
         outputs, plate = _taken(params, "outputs", list, []), _taken(params, "plate", dict, {})
         colorspace, overwrite = params.get("colorspace"), bool(params.get("overwrite"))
+        speed = self._speed(params)
         shot = _model(shot).resolve(shot, bool(params.get("fit")))
         if shot.control:  # now: a host may change or take away the files while the job waits
             shot = seal_footage(shot)
         check_delivery(outputs, shot, colorspace, overwrite, plate)
-        job = create_job(self._home(params), shot, outputs, colorspace=colorspace, overwrite=overwrite, plate=plate)
+        job = create_job(
+            self._home(params), shot, outputs, colorspace=colorspace, overwrite=overwrite, plate=plate, speed=speed
+        )
         self._accept(job)
         return self._about(job)
+
+    def _speed(self, params: Mapping[str, Any]) -> Speed:
+        """Raises ShotError, also for what the device cannot do."""
+        speed = Speed.read(params)
+        if speed.fp8_products:
+            from rushes.engine import check_fp8_products, find_device
+
+            check_fp8_products(find_device(self._engines.device))
+        return speed
 
     def _resume(self, params: dict[str, Any]) -> dict[str, Any]:
         job = self._job(params)
@@ -229,10 +245,10 @@ class Worker:
     def _estimate(self, params: dict[str, Any]) -> dict[str, Any]:
         from rushes.jobs.estimate import estimate
 
-        shot = Shot.from_dict(_taken(params, "shot", dict))
-        model = _model(shot)
+        shot, speed = Shot.from_dict(_taken(params, "shot", dict)), self._speed(params)
+        model, engines = _model(shot), self._engines
         shot = model.resolve(shot, bool(params.get("fit")))
-        return estimate(self._home(params), model, shot, self._engines.device)
+        return estimate(self._home(params), model, shot, engines.device, engines.memory, speed)
 
     def _record(self, params: dict[str, Any]) -> dict[str, Any]:
         """What one of our files says of itself, and whether it could be made again here."""
@@ -358,7 +374,13 @@ def _devices() -> list[str]:
     return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
-def run_worker(home: Path, log: Path | None = None, device: str | None = None, idle: float = IDLE) -> None:
+def run_worker(
+    home: Path,
+    log: Path | None = None,
+    device: str | None = None,
+    idle: float = IDLE,
+    memory: int | None = None,
+) -> None:
     """The command `rushes worker`. Returns when the host is gone and the accepted jobs are made."""
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -366,7 +388,7 @@ def run_worker(home: Path, log: Path | None = None, device: str | None = None, i
     except OSError as error:
         raise not_writable(home, error) from error
     step_behind()
-    worker = Worker(home, pipe, device, idle)
+    worker = Worker(home, pipe, device, idle, memory)
 
     def stop(number: int, frame: FrameType | None) -> None:
         worker.interrupt()
