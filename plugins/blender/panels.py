@@ -58,6 +58,19 @@ def _draw_request(layout: Any, scene: Any) -> None:
         row.prop(values, "guidance")
 
 
+def _draw_speed(layout: Any, scene: Any) -> None:
+    values, controller = properties.settings(scene), timer.controller()
+    column = layout.column()
+    column.prop(values, "reuse", slider=True)
+    column.prop(values, "guided", slider=True)
+    column.prop(values, "attention", slider=True)
+    row = column.row()
+    row.enabled = controller.is_on_cuda or values.fp8_products  # set elsewhere, it can be taken back here
+    row.prop(values, "fp8_products")
+    if controller.is_ready and not controller.is_on_cuda:
+        _lines(column, "fp8 products are for a worker with a CUDA card", "INFO")
+
+
 def _draw_keyframes(layout: Any, scene: Any) -> None:
     values = properties.settings(scene)
     _draw_pictures(layout, values, is_reference=False)
@@ -228,6 +241,14 @@ class _Make:
         _draw_buttons(self.layout, scene)
 
 
+class _Speed:
+    bl_label = "Speed"
+    bl_options = {"DEFAULT_CLOSED"}
+
+    def draw(self, context: Any) -> None:
+        _draw_speed(self.layout, compat.editor_scene(context))
+
+
 class _Keyframes:
     bl_label = "First and Last Frame"
     bl_options = {"DEFAULT_CLOSED"}
@@ -270,7 +291,7 @@ def _panel(part: type, place: type, name: str) -> type:
 CLASSES = tuple(
     _panel(part, place, f"RUSHES_PT_{where}_{part.__name__.strip('_').lower()}")
     for where, place in (("sequencer", _Sequencer), ("viewport", _Viewport))
-    for part in (_Make, _Keyframes, _Control, _Strip, _Queue)
+    for part in (_Make, _Speed, _Keyframes, _Control, _Strip, _Queue)
 )
 
 

@@ -24,6 +24,11 @@ class RushesPreferences(bpy.types.AddonPreferences):
         name="Path map",
         description="For a worker that sees other mount points: its prefix=Blender's prefix; several after semicolons",
     )
+    memory: StringProperty(
+        name="Memory",
+        description="Gigabytes of the graphics card that the worker keeps to, such as 8; empty: most of what it has. "
+        "It counts from the worker's next start",
+    )
     resume_on_load: BoolProperty(
         name="Go on with a file's clips when it is opened",
         default=True,
@@ -47,6 +52,7 @@ class RushesPreferences(bpy.types.AddonPreferences):
         layout, session = self.layout, timer.session()
         layout.prop(self, "worker")
         layout.prop(self, "paths")
+        layout.prop(self, "memory")
         layout.prop(self, "resume_on_load")
         row = layout.row()
         row.operator("rushes.connect")

@@ -218,7 +218,8 @@ def controller() -> Controller:
 def _connect() -> Client:
     values = preferences.get()
     home = places.user_folder()
-    return Client(find_worker(values.worker), home / "jobs", values.path_table(), home / "worker.log")
+    worker, log = find_worker(values.worker), home / "worker.log"
+    return Client(worker, home / "jobs", values.path_table(), log, memory=values.memory.strip())
 
 
 def _tick() -> float | None:

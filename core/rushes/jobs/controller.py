@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .client import Client, Event  # relative: beside it in a host too
-from .plan import Wish, plan
+from .plan import Wish, plan, speed
 
 ACTIVE = ("planning", "queued", "running")
 POLL = 1.0  # seconds between looks at a job that another worker makes
@@ -104,6 +104,12 @@ class Controller:
     @property
     def is_ready(self) -> bool:
         return self.is_running and self._client is not None and self._client.hello is not None
+
+    @property
+    def is_on_cuda(self) -> bool:
+        """Whether the worker makes clips on a CUDA card. False until it has said so."""
+        hello = None if self._client is None else self._client.hello
+        return hello is not None and str(hello.get("device", "")).startswith("cuda")
 
     @property
     def client(self) -> Client | None:
@@ -252,7 +258,8 @@ class Controller:
         def planned() -> None:
             made = plan(wish, self.limits[wish["model"]])
             quote.length, quote.notes = made.length, made.notes
-            client.request("estimate", {"shot": made.shot, "home": home, "fit": True}, then=priced, failed=refused)
+            request = {"shot": made.shot, "home": home, "fit": True, **speed(wish)}
+            client.request("estimate", request, then=priced, failed=refused)
 
         self.with_limits(wish["model"], planned, refused)
 
@@ -293,7 +300,7 @@ class Controller:
                 return  # cancelled meanwhile
             made = plan(job.wish, self.limits[job.wish["model"]])
             job.shot, job.length, job.notes = made.shot, made.length, list(made.notes)
-            request = {"shot": made.shot, "home": job.home, "fit": True, **job.delivery}
+            request = {"shot": made.shot, "home": job.home, "fit": True, **speed(job.wish), **job.delivery}
             client.request("submit", request, then=lambda answer: self._accepted(job, answer), failed=refused)
 
         self.with_limits(job.wish["model"], planned, refused)

@@ -40,11 +40,22 @@ def plan(wish: Wish, limits: Mapping[str, Any]) -> Plan:
         "steps": wish["steps"] or limits["steps"],
         "guidance": limits["guidance"] if wish["guidance"] is None else wish["guidance"],
         "loras": wish.get("loras", []), "control": wish.get("control", []),
+        "reuse": wish.get("reuse", 0.0), "guided": wish.get("guided", 1.0),
         "keyframes": [
             {"frame": seen if key["frame"] == -1 else key["frame"], "image": key["image"]} for key in wish["keyframes"]
         ],
     }  # fmt: skip
     return Plan(shot, length, notes)
+
+
+def speed(wish: Wish) -> dict[str, Any]:
+    """What the worker gets beside the shot, in `submit` and `estimate`; empty where nothing of it is asked for.
+
+    In the wish, attention: the share of self-attention that is computed, None or 1 for all of it. fp8_products: a bool.
+    """
+    share = wish.get("attention")
+    found: dict[str, Any] = {} if share is None or share == 1 else {"attention": {"density": share}}
+    return {**found, "fp8_products": True} if wish.get("fp8_products") else found
 
 
 def clip_rate(wish: Wish, limits: Mapping[str, Any]) -> Fraction:

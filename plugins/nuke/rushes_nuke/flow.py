@@ -146,8 +146,8 @@ def restore(node: Any, path: str) -> None:
 
 def _restored(node: Any, path: str, answer: Mapping[str, Any]) -> None:
     with host.undo_step("Rushes: restore"):
-        knobs.restore(node, answer)
-        said = [f"restored from {path}", *answer["notes"]]
+        unsaid = knobs.restore(node, answer)
+        said = [f"restored from {path}", *unsaid, *answer["notes"]]
         if answer["missing"]:
             said.append(f"the plate has no frame {', '.join(map(str, answer['missing'][:5]))}")
         if answer["first"] is not None and answer["path"].lower().endswith(".exr"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import nuke
 
-from . import colour, controls, host, places
+from . import colour, controls, host, places, speed
 from .ranges import asked_range
 from .refusal import Refusal
 from .takes import KNOB
@@ -85,6 +85,7 @@ def add_all(node: Any) -> None:
         _told(
             nuke.Multiline_Eval_String_Knob("references", "references"), "pictures of what shall be seen, one a line"
         ),
+        *speed.knobs(),
         nuke.Text_Knob("plate_line", ""),
         _told(nuke.File_Knob("plate", "plate"), "empty: rushes/plates beside the script. The version is put in"),
         nuke.Enumeration_Knob("plate_colorspace", "colorspace", [colour.WORKING]),
@@ -190,6 +191,7 @@ def wish(node: Any, model_name: str) -> Wish:
         "fps": fps, "scene_fps": fps if is_frame_for_frame else str(script_fps), "keyframes": _keyframes(node),
         "control": controls.typed(_lines(node["control_files"]), _lines(node["references"])),
         "size": {"mode": mode, "scene": list(host.script_size()), "custom": own}, "length": length,
+        **speed.wish(node),
     }  # fmt: skip
 
 
@@ -318,8 +320,9 @@ def _keyframes(node: Any) -> list[dict[str, Any]]:
 # --- set again --------------------------------------------------------------------------------------------------------
 
 
-def restore(node: Any, found: Mapping[str, Any]) -> None:
-    """Set the knobs so that Generate makes the clip of a plate again. found: the worker's answer to `record`."""
+def restore(node: Any, found: Mapping[str, Any]) -> list[str]:
+    """Set the knobs so that Generate makes the clip of a plate again. found: the worker's answer to `record`. Sentences
+    for what no knob can say."""
     shot = found["shot"]
     _set_model(node, shot["model"])
     start_frame = found["first"] if found["first"] is not None else node["first_frame"].value()
@@ -339,6 +342,7 @@ def restore(node: Any, found: Mapping[str, Any]) -> None:
     if found["colorspace"]:
         _choose(node["plate_colorspace"], found["colorspace"])
         _choose(node["look"], found["plate"].get("inverse_view", COLORIMETRIC))
+    return speed.restore(node, found)
 
 
 def _guidance_text(guidance: Any) -> str:

@@ -13,10 +13,13 @@ from .refusal import Refusal
 
 
 class Preferences(NamedTuple):
-    """worker: the executable `rushes`, "" to look for it. paths: (worker's prefix, this machine's prefix)."""
+    """worker: the executable `rushes`, "" to look for it. paths: (worker's prefix, this machine's prefix). memory:
+    gigabytes of the graphics card that it keeps to, "" for most of what it has.
+    """
 
     worker: str = ""
     paths: tuple[tuple[str, str], ...] = ()
+    memory: str = ""
 
 
 def file() -> Path:
@@ -28,19 +31,19 @@ def get() -> Preferences:
     try:
         values = json.loads(file().read_text(encoding="utf-8"))
         paths = tuple((str(theirs), str(ours)) for theirs, ours in values.get("paths", ()))
-        return Preferences(str(values.get("worker", "")), paths)
+        return Preferences(str(values.get("worker", "")), paths, str(values.get("memory", "")))
     except FileNotFoundError:
         return Preferences()
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Refusal(
             f"settings: {file()} cannot be read ({error}); "
-            '{"worker": "/path/rushes", "paths": [["/theirs", "/ours"]]} is allowed'
+            '{"worker": "/path/rushes", "paths": [["/theirs", "/ours"]], "memory": "8"} is allowed'
         ) from error
 
 
 def put(worker: str) -> None:
     """Name another worker; the rest stays."""
-    values = {"worker": worker, "paths": get().paths}
+    values = get()._replace(worker=worker)._asdict()
     file().parent.mkdir(parents=True, exist_ok=True)
     temporary = file().with_suffix(".tmp")
     temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

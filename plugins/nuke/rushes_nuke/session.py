@@ -18,7 +18,7 @@ from typing import Any
 
 import nuke
 
-from . import host, knobs, places, preferences, readers, takes
+from . import host, knobs, places, preferences, readers, speed, takes
 from .pump import Bar, Pump
 from .ranges import describe
 from .refusal import Refusal
@@ -103,6 +103,7 @@ class Session:
     def fill(self, node: Any) -> None:
         """What the worker has, as far as it is known, into a node's menus."""
         knobs.fill(node, self.models, self.answer)
+        speed.offer(node, self.controller.is_on_cuda)
 
     def _say(self, sentence: str) -> None:
         self.message = sentence
@@ -336,7 +337,8 @@ def _bar(job: Job) -> Bar:
 
 def _connect() -> Client:
     values, folder = preferences.get(), places.user_folder()
-    return Client(find_worker(values.worker), folder / "jobs", list(values.paths), folder / "worker.log")
+    worker, log = find_worker(values.worker), folder / "worker.log"
+    return Client(worker, folder / "jobs", list(values.paths), log, memory=values.memory)
 
 
 _session: Session | None = None

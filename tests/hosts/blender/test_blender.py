@@ -101,6 +101,19 @@ def test_a_blocked_scene_steers_a_clip(
             assert read_latents(tmp_path / f"{number}.safetensors")[0].tobytes() == made.tobytes()
 
 
+def test_a_clip_is_made_faster(inside: Inside, rushes: Callable[..., Any], tmp_path: Path) -> None:
+    """Reuse, guidance in half of the steps and a density of attention: the latents are the command line's."""
+    from rushes.media import read_latents
+
+    told = inside("speed", 300)
+    made, record = read_latents(told["latents"])
+    assert (record["shot"]["reuse"], record["shot"]["guided"]) == (0.1, 0.5)
+    assert record["model"]["attention"]["density"] == 0.3 and "fp8_products" not in record["model"]
+    done = rushes("generate", "--from", told["latents"], "-o", "again.safetensors", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert read_latents(tmp_path / "again.safetensors")[0].tobytes() == made.tobytes()
+
+
 @pytest.mark.parametrize("body", ["refusals", "unsaved"])
 def test_control(inside: Inside, tiny_wan: Callable[..., Any], body: str) -> None:
     """What cannot be rendered or is broken off leaves nothing; footage goes where its clips go."""

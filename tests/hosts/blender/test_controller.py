@@ -106,6 +106,31 @@ def test_a_wish_is_priced(make: Make, wish: dict[str, Any], fresh_home: Path) ->
     assert not fresh_home.exists()
 
 
+def test_a_faster_clip_is_made_and_told(make: Make, wish: dict[str, Any], fresh_home: Path) -> None:
+    """What the wish says arrives, in the price and the clip; what was delivered is a note; a refusal is a sentence."""
+    controller = make()
+    size = {**wish["size"], "mode": "CUSTOM", "custom": [128, 128]}
+    fast = {
+        **wish, "size": size, "length": {**wish["length"], "frames": 33}, "steps": 8, "reuse": 0.1, "guided": 0.5,
+        "attention": 0.3, "fp8_products": False,
+    }  # fmt: skip
+    assert not controller.is_on_cuda
+    job = controller.submit("k", fast, str(fresh_home))
+    _until(controller, lambda: not job.is_active)
+    assert job.state == "done", job.message
+    assert (job.record["shot"]["reuse"], job.record["shot"]["guided"]) == (0.1, 0.5)
+    assert job.record["model"]["attention"]["density"] == 0.3
+    assert [note.partition(":")[0] for note in job.notes][-2:] == ["attention", "reuse"]
+    for changes, is_measured in (({}, True), ({"attention": None}, False)):
+        controller.ask_quote({**fast, **changes}, str(fresh_home))
+        _until(controller, lambda: controller.quote is not None)
+        assert controller.quote.is_measured is is_measured
+        controller.quote = None
+    wrong = controller.submit("w", {**fast, "attention": 0.0}, str(fresh_home))
+    _until(controller, lambda: not wrong.is_active)
+    assert wrong.message == "attention: density: got 0.0; above 0 and up to 1 is allowed"
+
+
 def test_a_killed_worker_costs_no_bit(make: Make, wish: dict[str, Any], fresh_home: Path) -> None:
     """Interrupted, retried, the same frames as in one go."""
     controller = make()

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from rushes.attention.layers import SparseAttention
 from rushes.engine import Model
 from rushes.shot import Shot
+from rushes.speed import Speed
 
 LIMITS = Model.open("starter").limits()
 
@@ -51,6 +53,19 @@ def test_every_plan_is_a_shot_that_the_model_takes(plan_module: ModuleType, seed
     if wish["length"]["mode"] == "RANGE":
         covered = made.length == wish["length"]["scene_frames"]
         assert covered or any("makes up to" in note for note in made.notes)
+
+
+def test_what_is_faster_is_off_unless_it_is_asked_for(plan_module: ModuleType) -> None:
+    """Also in wishes of a Rushes that had none of it, and with a LoRA of few steps: then nothing more is sent."""
+    lora = {"path": "/lightx2v_4steps.safetensors", "strength": 1.0, "expert": ""}
+    for wish in (_wish(), _wish(loras=[lora]), _wish(attention=None, fp8_products=False), _wish(attention=1.0)):
+        shot = plan_module.plan(wish, LIMITS).shot
+        assert (shot["reuse"], shot["guided"]) == (0.0, 1.0) and plan_module.speed(wish) == {}
+    fast = _wish(reuse=0.1, guided=0.5, attention=0.3, fp8_products=True)
+    shot = Shot.from_dict(plan_module.plan(fast, LIMITS).shot)
+    assert (shot.reuse, shot.guided) == (0.1, 0.5)
+    asked = Speed.read(plan_module.speed(fast))
+    assert asked == Speed(SparseAttention(density=0.3), True), "as the worker reads it"
 
 
 def test_a_scene_keeps_its_shape(plan_module: ModuleType) -> None:

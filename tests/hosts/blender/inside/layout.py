@@ -30,6 +30,8 @@ class Layout:
                 data, attribute = positional[:2]
                 getattr(data, attribute)
                 assert attribute in data.bl_rna.properties, attribute
+                if not self.enabled:
+                    self._words.append(f"{attribute} is grey")
             if name in ("operator", "operator_menu_enum"):
                 module, _, operator = positional[0].partition(".")
                 self._words.append(getattr(getattr(bpy.ops, module), operator).get_rna_type().name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-BODIES = ("timeline", "crashes", "buttons", "pictures", "movies", "costs", "control")
+BODIES = ("timeline", "crashes", "buttons", "pictures", "movies", "costs", "control", "speed")
 
 
 def _body(name: str) -> Callable[[Any], dict[str, Any] | None]:
