@@ -120,14 +120,14 @@ class Engine(Model):
         decode_memory: bytes that the decoder's activations may take; pictures that need more are decoded in blended
         tiles. memory: bytes of the device that may be used, most of what it has when None; parts of Wan's files that
         do not fit together come one after the other, see `plan`.
-        attention: what self-attention keeps, such as
-        `rushes.attention.layers.SparseAttention(density=0.2, first_steps=2)`; all of it when None.
+        attention: what self-attention keeps, such as `rushes.attention.layers.SparseAttention(density=0.2)`; all of it
+        when None.
         For a host that manages memory: operations is the namespace (torch.nn when None) whose Linear, Conv3d and
         Embedding the transformer and the text encoder are made of; with PackedLinear and PackedEmbedding, subclasses of
-        those of `model.packed`, it takes quantised files. prepare(part, bytes) is called before one of
-        `parts` works on the device, with the bytes of activations to expect; the weights are
-        then loaded to the CPU and it is for the host to move them. wear(part, loras) is called before that for a
-        transformer, with all LoRAs that have to be on it; without it such a host's shots have none.
+        those of `model.packed`, it takes quantised files. prepare(part, bytes) is called before one of `parts` works on
+        the device, with the bytes of activations to expect; the weights are then loaded to the CPU and it is for the
+        host to move them. wear(part, loras) is called before that for a transformer, with all LoRAs that have to be on
+        it; without it such a host's shots have none.
         team: the processes, from `rushes.model.parallel.joined`, that denoise together; each loads the model, all make
         the same calls of `denoise`, and each gets the latents.
         fp8_products: transformers whose file is in fp8 multiply in it too, faster and less exactly.

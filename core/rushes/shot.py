@@ -68,7 +68,7 @@ class Keyframe:
         if self.sha256 and digest != self.sha256:
             raise ShotError(
                 f"keyframe: {self.image} is not the picture this shot was made with (its SHA-256 starts {digest[:8]}, "
-                f"the shot's {self.sha256[:8]}); put the old picture back or give --keyframe anew"
+                f"the shot's {self.sha256[:8]}); put the old picture back or give the keyframe anew"
             )
         return dataclasses.replace(self, sha256=digest)
 
@@ -156,7 +156,7 @@ class Control:
             if now != then:
                 raise ShotError(
                     f"control: {name} is not the footage this shot was made with (its SHA-256 starts {now[:8]}, the "
-                    f"shot's {then[:8]}); put the old footage back or give --control anew"
+                    f"shot's {then[:8]}); put the old footage back or give the control anew"
                 )
         return dataclasses.replace(self, sha256=found)
 

@@ -119,8 +119,9 @@ def _added(loras: Worn, packed: frozenset[str]) -> int:
 class RushesModel:
     """A loaded model. Copies with LoRAs share its engine and its weights, which are changed and restored for each."""
 
-    def __init__(self, engine: Engine, loras: tuple[AskedLora, ...] = ()) -> None:
-        self.engine, self.loras = engine, loras
+    def __init__(self, engine: Engine, name: str, loras: tuple[AskedLora, ...] = ()) -> None:
+        """name: by which it is found again, unless its files say."""
+        self.engine, self.name, self.loras = engine, name, loras
 
     @classmethod
     def load(
@@ -142,7 +143,7 @@ class RushesModel:
         for part, module in engine.parts.items():
             stage.add(part, module, device)
         _listen(engine.parts["vae"])
-        return cls(engine)
+        return cls(engine, source if isinstance(source, str) else engine.card.name)
 
     @property
     def card(self) -> Card:
@@ -153,7 +154,8 @@ class RushesModel:
         if on != BOTH and self.card.boundary is None:
             raise ShotError(f"on: got {on!r}; {self.card.name} has one transformer, {BOTH!r} is allowed")
         asked = AskedLora(path, strength, EXPERTS[on])
-        return RushesModel(self.engine, (*self.loras, *self.engine.loras(Shot("a LoRA", loras=(asked,)))))
+        found = self.engine.loras(Shot("a LoRA", loras=(asked,)))
+        return RushesModel(self.engine, self.name, (*self.loras, *found))
 
     def resolve(self, shot: Shot) -> Shot:
         """The shot as this model makes it, with its LoRAs. Raises ShotError for what the model does not allow."""
@@ -162,7 +164,7 @@ class RushesModel:
                 f"lora: the shot has {_names(shot.loras)} of its own and the model {_names(self.loras)}; "
                 "one of the two is allowed"
             )
-        return self.engine.resolve(shot.replace(model=self.card.name, loras=self.loras or shot.loras))
+        return self.engine.resolve(shot.replace(model=self.name, loras=self.loras or shot.loras))
 
 
 def _names(loras: tuple[AskedLora, ...]) -> str:

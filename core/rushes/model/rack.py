@@ -51,11 +51,11 @@ class Rack:
             found = digest(path)
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            raise ShotError(f"lora: {path} cannot be read ({reason}); put it back, or give another --lora") from error
+            raise ShotError(f"lora: {path} cannot be read ({reason}); put it back, or give another one") from error
         if asked.sha256 and asked.sha256 != found:
             raise ShotError(
                 f"lora: {path} is not the file this shot was made with (its SHA-256 starts {found[:8]}, the shot's "
-                f"{asked.sha256[:8]}); put the old file back or give --lora anew"
+                f"{asked.sha256[:8]}); put the old file back or give the LoRA anew"
             )
         if found not in self._read:
             self._shapes = self._shapes or part_shapes(card, "transformer")

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from rushes.media import read_record
+from rushes.media import read_frames, read_record
 
 pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -250,3 +250,123 @@ def test_what_makes_it_faster_is_the_engines_and_in_the_record(
     slow = made("slow", files, **large)
     assert_same(slow)
     assert "attention" not in slow.record["model"] and not np.array_equal(slow.samples, found.samples)
+
+
+def test_two_experts_are_not_together_where_memory_is_short(
+    server: Any,
+    pack: Path,
+    in_comfyui: Callable[..., str],
+    tiny_wan: Callable[..., Any],
+    quantising: ModuleType,
+) -> None:
+    """In ComfyUI's own memory manager, on a card that is counted: loaded whole, one for the other, or partly."""
+    files = tiny_wan("comfy", **EXPERTS).files
+    style = server.base / "models/loras" / lora(server, "short", files, 4)
+    files = fp8(quantising, files, "transformer", "transformer_low")
+    paths = json.dumps({part: str(path) for part, path in files.paths.items()})
+    script = Path(__file__).parent / "inside" / "memory.py"
+    printed = json.loads(in_comfyui(BOOT, script, pack, paths, style).splitlines()[-1])
+    assert printed["sizes"] == printed["bytes"]  # packed weights count
+    size = printed["sizes"]["transformer"]
+    runs = {run["name"]: run for run in printed["found"]}
+    for run in runs.values():
+        assert run["same_again"] and run["changed"] and run["sums"] == runs["both"]["sums"]
+        assert run["vae"][0] == run["vae"][1]  # whole, for its layers are torch's
+        assert all(sum(one["loaded"].values()) <= run["budget"] for one in run["seen"])
+        assert [one["part"] for one in run["seen"]] == ["transformer"] * 3 + ["transformer_low"]
+    assert runs["both"]["seen"][-1]["loaded"] == {"transformer": size, "transformer_low": size}
+    last = runs["one"]["seen"][-1]["loaded"]
+    assert last["transformer_low"] == size and last["transformer"] < 0.6 * size
+    for one in runs["half"]["seen"]:
+        other = {"transformer": "transformer_low", "transformer_low": "transformer"}[one["part"]]
+        assert one["loaded"][other] == 0 and 0 < one["loaded"][one["part"]] < size
+        assert 0 < one["behind"] < one["layers"]  # layers that bring their packed weights in each use
+
+
+def test_files_that_do_not_go_together_are_refused_by_the_nodes_own_names(
+    client: Any, server: Any, prompts: ModuleType, tiny_wan: Callable[..., Any], quantising: ModuleType
+) -> None:
+    """At /prompt, by the input that has to change, in sentences that name no argument of the core's."""
+    pair = prompts.placed(server, tiny_wan("comfy", **EXPERTS).files, "wrong_pair")
+    i2v = prompts.placed(server, tiny_wan("comfy", in_channels=36, image_dim=24).files, "wrong_i2v")
+    plain = prompts.placed(server, tiny_wan("comfy").files, "wrong")
+    foreign = tiny_wan("comfy").files
+    quantising.write_fp8(foreign.vae, "plain", torch.float8_e4m3fn)
+    vae = prompts.placed(server, foreign, "wrong_fp8")["vae"]
+    swapped = {"model": pair["second_expert"], "second_expert": pair["model"]}
+    for inputs, name, says in (
+        (pair | swapped, "model", "the other way round"),
+        (pair | {"second_expert": "none"}, "model", "tiny_t2v_low_noise.safetensors as its low-noise expert"),
+        (pair | {"model": pair["second_expert"], "second_expert": "none"}, "model", "alone, the low-noise expert"),
+        (pair | {"second_expert": "gone.safetensors"}, "second_expert", "file in ComfyUI's folder diffusion_models"),
+        (plain | {"second_expert": i2v["model"]}, "second_expert", "which has other tensors"),
+        (i2v | {"image_encoder": "none"}, "image_encoder", "none is given"),
+        (i2v | {"image_encoder": "gone.safetensors"}, "image_encoder", "file in ComfyUI's folder clip_vision"),
+        (plain | {"image_encoder": i2v["image_encoder"]}, "image_encoder", "reads no CLIP tokens"),
+        (plain | {"vae": vae}, "vae", "it holds weights in F8_E4M3"),
+        (plain | {"attention": 0.0}, "attention", "above 0 up to 1"),
+        ({"second_expert": plain["model"]}, "second_expert", "for starter, which has its own"),
+    ):
+        prompt = prompts.plate()
+        prompt["1"] = prompts.load_model(**inputs)
+        message = client.refused(prompt)[f"1.{name}"].partition(" - ")[2]
+        assert message.startswith(f"{name}:") and says in message, message
+        assert not any(word in message for word in ("transformer:", "transformer_low", "clip:", "--")), message
+
+
+def test_what_a_graph_cannot_know_is_one_sentence_on_its_node(
+    client: Any, server: Any, prompts: ModuleType, tiny_wan: Callable[..., Any]
+) -> None:
+    """An expert that is not there, and LoRAs of the shot and of the model."""
+    files = tiny_wan("comfy").files
+    names, style = prompts.placed(server, files, "one"), lora(server, "one", files, 6)
+    put_on = {"class_type": "RushesLoadLora", "inputs": {"model": ["1", 0], "lora": style, "strength": 1.0}}
+    prompt = {
+        "1": prompts.load_model(**names),
+        "2": prompts.shot(**SHOT),
+        "6": put_on,
+        "3": prompts.generate(["6", 0], ["2", 0]),
+        "4": prompts.write(latent=["3", 2], model=["6", 0], name="worn"),
+    }
+    assert client.run(prompt).end == "success"
+    path = str(server.base / "output/rushes/worn_v001.%04d.exr")
+    prompt["2"] = {"class_type": "RushesShotFromFile", "inputs": {"path": path}}
+    assert client.run(prompt).end == "success"  # the same ones: once
+    prompt["3"]["inputs"]["model"] = ["1", 0]
+    assert client.run(prompt).end == "success"  # the shot's own
+    records = [read_record(server.base / f"output/rushes/worn_v00{version}.1001.exr") for version in (1, 2, 3)]
+    assert records[0]["shot"]["loras"] == records[1]["shot"]["loras"] == records[2]["shot"]["loras"]
+    clips = []
+    for version in (1, 2, 3):
+        with read_frames(str(server.base / f"output/rushes/worn_v00{version}.%04d.exr")) as reader:
+            clips.append(np.concatenate(list(reader)))
+    assert np.array_equal(clips[0], clips[1]) and np.array_equal(clips[0], clips[2])
+    prompt["3"]["inputs"]["model"], put_on["inputs"]["strength"] = ["6", 0], 0.5
+    run = client.run(prompt)
+    assert run.error["exception_message"].startswith("lora: the shot has one.safetensors of its own and the model one.")
+    put_on["inputs"]["on"] = "low"
+    run = client.run(prompt)
+    assert run.error["exception_message"].startswith("on: got 'low'; one_tiny_transformer has one transformer, 'both'")
+
+
+def test_a_models_name_and_lists_of_a_pack_for_gguf_are_offered(
+    pack: Path, in_comfyui: Callable[..., str], tiny_wan: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What `rushes models add` named, with all its files; what another pack lists; ComfyUI's tables are as before."""
+    files = tiny_wan("comfy").files
+    (tmp_path / "elsewhere/sub").mkdir(parents=True)
+    (tmp_path / "elsewhere/sub/a.gguf").write_bytes(b"GGUF")
+    script = Path(__file__).parent / "inside" / "offers.py"
+    paths = json.dumps({part: str(path) for part, path in files.paths.items()})
+    seen = json.loads(
+        in_comfyui(BOOT, script, pack, paths, tmp_path / "elsewhere", tmp_path / "config").splitlines()[-1]
+    )
+    assert seen["before"] == [] and seen["shelf"] == ["mine"] and seen["offered"][:2] == ["starter", "mine"]
+    assert seen["record"]["shot"]["model"] == "mine" and seen["record"]["model"]["name"] == "mine"
+    assert (seen["record"]["model"]["solver"], seen["record"]["model"]["shift"]) == ("euler", 3.0)
+    assert seen["refused"] == [
+        "vae: got 'x.safetensors' for mine, which has its own; none is allowed",
+        "second_expert: got 'x.safetensors' for mine, which has its own; none is allowed",
+    ]
+    assert "sub/a.gguf" in seen["gguf"] and seen["found"] == str(tmp_path / "elsewhere/sub/a.gguf")
+    assert seen["tables_are_kept"]
