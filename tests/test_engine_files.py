@@ -146,7 +146,7 @@ def test_weights_may_rest_on_another_device(
 
     torch's "meta" stands for the other device: it has no values, but it does refuse to be mixed.
     """
-    monkeypatch.setattr("rushes.model.transformer.working_dtype", lambda x: x.dtype)  # "meta" knows no autocast
+    monkeypatch.setattr("rushes.model.norms.working_dtype", lambda x: x.dtype)  # "meta" knows no autocast
     configs = tiny_wan().configs
     config = dataclasses.replace(configs["transformer"], **changes)
     transformer, text = Transformer(config, _Cast), TextEncoder(configs["text"], _Cast)
