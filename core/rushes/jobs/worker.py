@@ -134,10 +134,12 @@ class Worker:
             raise _RpcError(
                 BAD_PARAMS, f"protocol: the host speaks {theirs!r}, this worker {PROTOCOL}; update the older one"
             )
+        from rushes.engine import find_device
+
         return {
             "protocol": PROTOCOL, "rushes": __version__, "pid": os.getpid(), "home": str(self.home),
             "heartbeat": HEARTBEAT, "models": self._models({})["models"], "devices": _devices(),
-            "device": self._engines.device or _devices()[-1],
+            "device": self._engines.device or str(find_device(None)),
         }  # fmt: skip
 
     def _submit(self, params: dict[str, Any]) -> dict[str, Any]:

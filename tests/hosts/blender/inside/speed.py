@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import bpy
-from host import Host
+from host import MODULE, Host
 from layout import draw_all
 
 FAST = {"reuse": 0.1, "guided": 0.5, "attention": 0.3}
@@ -17,6 +17,7 @@ OFF = {"reuse": 0.0, "guided": 1.0, "attention": 1.0, "fp8_products": False}
 def speed(host: Host) -> dict[str, Any]:
     """Off at first; set, in the wish, the scene, the price and the clip; told; saved, restored, and made once more."""
     host.install()
+    bpy.context.preferences.addons[MODULE].preferences.memory = " 1.5 "
     scene = host.new_file()
     values, wish_of = host.ask(scene, frames=33), host.module("properties").wish_of
     assert {name: getattr(values, name) for name in OFF} == OFF and wish_of(scene)["attention"] is None
@@ -27,6 +28,10 @@ def speed(host: Host) -> dict[str, Any]:
     assert {name: wish[name] for name in FAST} == FAST and wish["fp8_products"] is False
     host.until(lambda: host.controller.quote is not None and host.controller.quote.wish == wish)
     assert not host.controller.quote.message, host.controller.quote.message
+    prices: list[Any] = []
+    host.controller.ask("estimate", {"shot": host.controller.quote.shot}, prices.append, prices.append)
+    host.until(lambda: prices)
+    assert prices[0]["memory"]["budget"] == 1_500_000_000, "the worker was started with the preference"
     labels = draw_all(host)
     assert "fp8_products is grey" in labels and not host.controller.is_on_cuda, "this worker has no card"
     values.fp8_products = True
