@@ -35,7 +35,10 @@ class PackedLinear(_Moved, packed.PackedLinear):
 
     def bias_for(self, like: torch.Tensor) -> torch.Tensor | None:
         bias = super().bias_for(like)
-        for patched in self.bias_function if bias is not None else ():
+        if bias is None or not self.bias_function:
+            return bias
+        bias = bias.clone()  # what is patched is changed in place
+        for patched in self.bias_function:
             bias = patched(bias)
         return bias
 

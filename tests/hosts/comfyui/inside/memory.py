@@ -95,7 +95,7 @@ def decoded(latents: torch.Tensor) -> list[int]:
 found = []
 one = sizes["transformer"]
 with torch.inference_mode():
-    for name, weights in (("both", 3.0), ("one", 1.6), ("half", 0.6)):
+    for name, weights in (("both", 3.0), ("one", 1.6), ("half", 0.6), ("little", 0.1)):
         results = []
         for wears in (model, model.with_lora(LORA, 0.5), model):
             management.free_memory(10**12, CARD)  # an empty card
