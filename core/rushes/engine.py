@@ -21,25 +21,19 @@ from torch import Tensor, nn
 from rushes.attention.hosted import HostedSettings
 from rushes.attention.layers import SparseLayers
 from rushes.clip import Clip as Clip
-from rushes.conditions import Conditioner
+from rushes.conditions import Conditioner, Conditions
 from rushes.control import footage_notes
 from rushes.model import bundle, files
-from rushes.model.bundle import Card
 from rushes.model.catalog import Model as Model
 from rushes.model.catalog import texts
+from rushes.model.devices import check_fp8_products as check_fp8_products
+from rushes.model.devices import find_device as find_device
+from rushes.model.devices import usual_dtype
 from rushes.model.files import FilesCard, ModelFiles
 from rushes.model.loading import Modules
-from rushes.model.memory import (
-    SLACK,
-    DecodePlan,
-    decode_bytes,
-    decode_plan,
-    encode_bytes,
-    give_back,
-    transformer_bytes,
-)
+from rushes.model.memory import SLACK, DecodePlan, decode_bytes, decode_plan, encode_bytes, give_back, transformer_bytes
 from rushes.model.operations import Operations
-from rushes.model.packed import fp8_obstacle, use_fp8_products
+from rushes.model.packed import use_fp8_products
 from rushes.model.parallel import Team
 from rushes.model.placement import Placer, Plan, Wear, budget_of, is_roomy, make_plan
 from rushes.model.preview import SIDE, fit_preview
@@ -236,18 +230,10 @@ class Engine(Model):
         frames = given.references + self.card.vae.latent_frames(shot.frames)
         noise = initial_noise(self.card.vae.latent_channels, frames, height, width, shot.seed).to(self.device)
         settings = self.settings(shot)
-        memory = self._denoise_bytes(noise, len(features))
-        kept, layers = self.attention, self.card.transformer.layers
-        self._sparse = SparseLayers(kept, layers, shot.steps) if kept is not None else None
-        reuse = self._reuse = Reuse(shot.reuse, self._team) if shot.reuse else None
-        if on_state is not None and reuse is not None:  # what cannot be taken up bit for bit is not offered
+        velocity = self._velocity(shot, features, given, noise, cancel)
+        if on_state is not None and self._reuse is not None:  # what cannot be taken up bit for bit is not offered
             offer = on_state
             on_state = lambda now: offer(now) if saved_state(now.step) else None  # noqa: E731
-        velocity = GuidedVelocity(
-            self._modules, features, given, shot.guidance_pair, self.card.boundary,
-            lambda part: self._enter(part, memory, shot), cancel, self._sparse, self._team, reuse,
-            None if shot.guided == 1 else round(shot.guided * shot.steps),
-        )  # fmt: skip
         plan = schedule(settings.schedule, shot.steps, settings.shift)
         at = resume or Denoising(0, noise, ())
         if at.latents.shape != noise.shape or at.step > shot.steps:
@@ -263,6 +249,20 @@ class Engine(Model):
         latents = solver(step, x, plan, callback=callback, start=at.step, history=history)
         latents = latents if given.known is None else put_back(latents, given.known)
         return latents[:, :, given.references :].float().cpu()
+
+    def _velocity(
+        self, shot: Shot, features: list[Tensor], given: Conditions, noise: Tensor, cancel: Cancel | None
+    ) -> GuidedVelocity:
+        """What the solver asks at every step, with the shortcuts that the shot and the engine take."""
+        assert shot.steps is not None
+        kept, memory = self.attention, self._denoise_bytes(noise, len(features))
+        self._sparse = None if kept is None else SparseLayers(kept, self.card.transformer.layers, shot.steps)
+        self._reuse = Reuse(shot.reuse, self._team) if shot.reuse else None
+        return GuidedVelocity(
+            self._modules, features, given, shot.guidance_pair, self.card.boundary,
+            lambda part: self._enter(part, memory, shot), cancel, self._sparse, self._team, self._reuse,
+            None if shot.guided == 1 else round(shot.guided * shot.steps),
+        )  # fmt: skip
 
     def reuse_report(self) -> dict[str, Any] | None:
         """What the latest sampling reused, see `model.reuse.Reuse.report`; None for a shot that reuses nothing."""
@@ -377,31 +377,6 @@ class Engine(Model):
         T, h, w = latents.shape[2:]
         limit = self._decode_memory or (self._plan.decode_limit if self._plan is not None else None)
         return decode_plan(self.card.vae, T, h, w, self.dtype.itemsize, limit)
-
-
-def find_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name; the fastest there is for None. Raises ShotError."""
-    if name is None:
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        place = torch.device(name)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ShotError(f"device: got {name!r}; cpu, or an accelerator that this torch has, is allowed") from error
-    return place
-
-
-def check_fp8_products(place: torch.device) -> None:
-    """Raise ShotError for a device that multiplies no fp8."""
-    if reason := fp8_obstacle(place):
-        raise ShotError(f"fp8-products: got {place}; {reason}")
-
-
-def usual_dtype(card: Card, device: str) -> torch.dtype:
-    """What a model works in where nobody says."""
-    return torch.bfloat16 if device == "cuda" and isinstance(card, FilesCard) else torch.float32
 
 
 def memory_plan(model: Model, shot: Shot, device: torch.device, memory: int | None = None) -> Plan:
