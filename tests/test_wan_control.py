@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,32 @@ import pytest
 import torch
 from PIL import Image
 
+import wan_kit as kit
 from rushes import Control, Engine, Keyframe, Shot
 from rushes.control import read_contexts
 from rushes.media import read_pass
 from rushes.shot import ShotError
+from wan_kit import (
+    CLIP,
+    EXPERTS,
+    FRAMES,
+    IMAGE,
+    SIZE,
+    VACE,
+    WORDS,
+    asked,
+    assert_close,
+    batch,
+    engine_of,
+    frames_of,
+    sampled,
+    shot,
+)
 
 Make = Callable[..., Any]
 CPU = torch.device("cpu")
 
-_spec = importlib.util.spec_from_file_location("wan_kit", Path(__file__).with_name("wan_kit.py"))
-assert _spec is not None and _spec.loader is not None
-kit = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(kit)
-WORDS = kit.WORDS
-SIZE = kit.SIZE
-FRAMES = kit.FRAMES
-IMAGE = kit.IMAGE
-CLIP = kit.CLIP
-VACE = kit.VACE
-EXPERTS = kit.EXPERTS
-shot = kit.shot
-asked = kit.asked
-assert_close = kit.assert_close
-engine_of = kit.engine_of
-frames_of = kit.frames_of
-batch = kit.batch
-sampled = kit.sampled
-picture = kit.picture
-footage = kit.footage
+picture, footage = kit.picture, kit.footage  # fixtures
 
 
 @pytest.mark.parity

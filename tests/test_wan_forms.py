@@ -6,12 +6,10 @@ steps in float32, latents compared."""
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import re
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,30 +18,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import wan_kit as kit
 from rushes import Control, Engine, Keyframe, Shot
 from rushes.model.clip import clip_pixels
 from rushes.shot import ShotError
+from wan_kit import CLIP, ENDS, EXPERTS, IMAGE, SIZE, VACE, WORDS, asked, assert_close, engine_of, shot
 
 Make = Callable[..., Any]
 CPU = torch.device("cpu")
 
-_spec = importlib.util.spec_from_file_location("wan_kit", Path(__file__).with_name("wan_kit.py"))
-assert _spec is not None and _spec.loader is not None
-kit = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(kit)
-WORDS = kit.WORDS
-SIZE = kit.SIZE
-IMAGE = kit.IMAGE
-CLIP = kit.CLIP
-ENDS = kit.ENDS
-VACE = kit.VACE
-EXPERTS = kit.EXPERTS
-shot = kit.shot
-asked = kit.asked
-assert_close = kit.assert_close
-engine_of = kit.engine_of
-picture = kit.picture
-footage = kit.footage
+picture, footage = kit.picture, kit.footage  # fixtures
 
 
 def views(pipeline: Any, *paths: str) -> Tensor:

@@ -9,7 +9,6 @@ path than ours: for fp8 by a product in torch, for GGUF by the `gguf` package.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import quantising
 from rushes import Engine, Shot
 from rushes.model import checkpoint
 from rushes.model.checkpoint import strip_prefix
@@ -39,11 +39,6 @@ SCALED = ("marked", "noted", "inline")
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 SMALL = ("--size", "32x32", "--frames", "5", "--steps", "2", "--seed", "6", "--device", "cpu")
 SHOT = Shot("a red ball rolls, close-up café", "wet sand", (32, 32), 5, seed=6, steps=4, guidance=5.0)
-
-_spec = importlib.util.spec_from_file_location("quantising", Path(__file__).parent / "model" / "quantising.py")
-assert _spec is not None and _spec.loader is not None
-quantising = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(quantising)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import wan_kit as kit
 from rushes.model.checkpoint import transformer_names_to_diffusers
 from rushes.shot import Lora
 
@@ -24,11 +24,6 @@ LAYERS = (
     "cross_attn.o", "ffn.0", "ffn.2",
 )  # fmt: skip
 ENDS = {"A": ("lora_A.weight", "lora_B.weight"), "down": ("lora_down.weight", "lora_up.weight")}
-
-_spec = importlib.util.spec_from_file_location("wan_kit", Path(__file__).with_name("wan_kit.py"))
-assert _spec is not None and _spec.loader is not None
-kit = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(kit)
 
 
 def write_lora(path: Path, state: dict[str, Tensor], style: str, ends: str, alpha: float | None, seed: int) -> Path:

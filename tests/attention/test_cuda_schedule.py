@@ -9,21 +9,15 @@ as a card might. What that cannot show: speed, and a rule of the card that both 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import cuda_emulation as emulation
 from rushes.attention import TileLists, TilePattern, TopK
 from rushes.attention.routing import device_top_k
-
-# pytest's importlib mode keeps this folder out of sys.path
-_spec = importlib.util.spec_from_file_location("cuda_emulation", Path(__file__).with_name("cuda_emulation.py"))
-assert _spec is not None and _spec.loader is not None
-emulation = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(emulation)
 
 HEAD_DIMS = (64, 96, 128, 256)
 KERNELS = [

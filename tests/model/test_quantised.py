@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from quantising import read, same, write_fp8, write_gguf
 from rushes import Engine, Shot
 from rushes.model.blocks import FORMATS
 from rushes.model.checkpoint import text_names_to_llama
@@ -30,11 +30,6 @@ from rushes.shot import ShotError
 TinyWan = Callable[..., Any]
 State = dict[str, Tensor]
 
-_spec = importlib.util.spec_from_file_location("quantising", Path(__file__).with_name("quantising.py"))
-assert _spec is not None and _spec.loader is not None
-quantising = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(quantising)
-read, same, write_fp8, write_gguf = quantising.read, quantising.same, quantising.write_fp8, quantising.write_gguf
 PREFIX = "model.diffusion_model."
 KEYS = Path(__file__).parents[1] / "fixtures" / "wan_keys"
 SHOT = Shot("a red ball rolls", negative="the ball", seed=5, guidance=4.0, size=(32, 32), frames=5, steps=4)

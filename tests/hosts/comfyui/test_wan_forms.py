@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -50,11 +48,9 @@ np.savez(sys.argv[2], samples=samples, record=json.dumps(engine.record(shot)))
 @pytest.fixture(scope="module")
 def quantising() -> ModuleType:
     pytest.importorskip("gguf")
-    spec = importlib.util.spec_from_file_location("quantising", TESTS / "model" / "quantising.py")
-    assert spec is not None and spec.loader is not None
-    sys.modules["quantising"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    import quantising
+
+    return quantising
 
 
 @pytest.fixture
