@@ -138,7 +138,9 @@ class _Cast:
             return F.embedding(ids, self.weight.to(ids.device))
 
 
-@pytest.mark.parametrize("changes", [{}, {"pooled_dim": 24}, {"vace_in_channels": 3, "vace_layers": (0,)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"pooled_dim": 24}, {"preconditioned": True}, {"vace_in_channels": 3, "vace_layers": (0,)}]
+)
 def test_weights_may_rest_on_another_device(
     tiny_wan: TinyWan, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

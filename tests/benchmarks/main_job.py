@@ -165,15 +165,16 @@ def count_work(engine: Engine, peer: Peer, shot: Shot) -> dict[str, Work]:
 
 def wan_form(bundle: Path, folder: Path, schedule: str) -> Path:
     """The bundle as rows 2 and 3 compare it: on the peer's schedule, since outputs can only be equal along the same
-    one, and without its pooled text, which neither Wan nor diffusers has.
+    one, and without its pooled text and the guess from variances, which neither Wan nor diffusers has.
     """
     from rushes.model.bundle import read_card, read_weights, write_bundle
 
     card, weights = read_card(bundle), read_weights(bundle)
-    plain = {name: t for name, t in weights["transformer"].items() if not name.startswith("pooled_embedding.")}
+    ours = ("pooled_embedding.", "variances")
+    plain = {name: t for name, t in weights["transformer"].items() if not name.startswith(ours)}
     card = dataclasses.replace(
         card,
-        transformer=dataclasses.replace(card.transformer, pooled_dim=0),
+        transformer=dataclasses.replace(card.transformer, pooled_dim=0, preconditioned=False),
         defaults=dataclasses.replace(card.defaults, schedule=schedule),
     )
     write_bundle(folder / "wan_form.safetensors", card, {**weights, "transformer": plain})

@@ -12,6 +12,7 @@ import torch
 
 from rushes import Engine, Shot
 from rushes.starter.captions import vocabulary
+from rushes.starter.configs import LATENT_CHANNELS
 from rushes.starter.train import latents as latents_stage
 from rushes.starter.train import text as text_stage
 from rushes.starter.train import vae as vae_stage
@@ -27,8 +28,8 @@ from rushes.starter.world import sample_scenes
 def data() -> Latents:
     count, generator = 12, torch.Generator().manual_seed(3)
     return Latents(
-        clips=torch.randn(count, 16, 9, 10, 16, generator=generator).half(),
-        holds=torch.randn(count, 16, 2, 10, 16, generator=generator).half(),
+        clips=torch.randn(count, LATENT_CHANNELS, 9, 10, 16, generator=generator).half(),
+        holds=torch.randn(count, LATENT_CHANNELS, 2, 10, 16, generator=generator).half(),
         cover=torch.rand(count, 9, 10, 16, generator=generator).half(),
         shifts=torch.randn(count, 9, 3, generator=generator),
         scenes=sample_scenes(count, seed=5),
@@ -44,7 +45,7 @@ def test_all_stages_end_in_a_model_that_makes_clips(tmp_path: Path, monkeypatch:
     options = Options(folder=tmp_path, minutes=0.05, batch=2)
     train_vae(options, Team(0, 1))
     make_latents(options, Team(0, 1), clips=8)
-    assert read_latents(tmp_path).clips.shape == (8, 16, 9, 10, 16)
+    assert read_latents(tmp_path).clips.shape == (8, LATENT_CHANNELS, 9, 10, 16)
     train_model(options, Team(0, 1))
     card = pack(tmp_path, tmp_path / "made.safetensors")
     assert card.vocabulary == tuple(vocabulary())
@@ -68,7 +69,7 @@ def test_a_stopped_run_goes_on_from_its_state(tmp_path: Path, monkeypatch: pytes
 
 def test_given_frames_are_clean_and_out_of_the_loss(data: Latents) -> None:
     """Time 0 and weight 0 exactly where a frame is given; the noisy latent there is the clean one."""
-    mean, std = statistics(data)
+    mean, std, _ = statistics(data)
     batches = Batches(data, mean, std, seed=1, device="cpu")
     seen = 0
     for _ in range(8):
@@ -83,7 +84,7 @@ def test_given_frames_are_clean_and_out_of_the_loss(data: Latents) -> None:
 
 def test_a_given_last_frame_is_the_held_picture(data: Latents) -> None:
     """In use there is only a picture, so training must not see the moving clip's own last latent."""
-    mean, std = statistics(data)
+    mean, std, _ = statistics(data)
     batches = Batches(data, mean, std, seed=2, device="cpu")
     holds = (data.holds.float() - torch.tensor(mean)[:, None, None, None]) / std[0]
     found = 0
@@ -126,7 +127,7 @@ def test_losses_reach_every_weight(data: Latents) -> None:
     """Two steps from the zero-initialised output, every parameter has a gradient."""
     torch.manual_seed(0)
     model = Starter(vocabulary())
-    mean, std = statistics(data)
+    mean, std, _ = statistics(data)
     batches = Batches(data, mean, std, seed=3, device="cpu")
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     optimizer = Optimizers(model, matrices, 0.01, 1e-3)

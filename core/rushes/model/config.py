@@ -21,6 +21,8 @@ class TransformerConfig:
     image_positions: rows of the learned position table of first-and-last-frame models, 0 without.
     vace_in_channels, vace_layers: control branch (VACE), 0 and () without.
     pooled_dim: width of a pooled text vector added to the time embedding, 0 without. Not in Wan; see starter/README.
+    preconditioned: the head tells what is left of the velocity after a guess from each channel's variance, of which the
+    weights have a table. Not in Wan; see `precondition`.
     """
 
     dim: int
@@ -39,6 +41,7 @@ class TransformerConfig:
     vace_in_channels: int = 0
     vace_layers: tuple[int, ...] = ()
     pooled_dim: int = 0
+    preconditioned: bool = False
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:

@@ -212,6 +212,8 @@ class ImageEmbedding(nn.Module):
 class Transformer(nn.Module):
     """Velocity of noisy latents. See `forward`."""
 
+    variances: Tensor
+
     def __init__(self, config: TransformerConfig, operations: Operations = nn) -> None:
         super().__init__()
         self.config = config
@@ -229,6 +231,8 @@ class Transformer(nn.Module):
             self.pooled_embedding = nn.Sequential(
                 LayerNorm(config.pooled_dim), Linear(config.pooled_dim, dim), nn.GELU(), Linear(dim, dim)
             )
+        if config.preconditioned:
+            self.register_buffer("variances", torch.ones(config.out_channels))
         if config.vace_layers:
             self.vace_patch_embedding = Conv3d(config.vace_in_channels, dim, patch, stride=patch)
             self.vace_blocks = nn.ModuleList(
@@ -309,7 +313,8 @@ class Transformer(nn.Module):
                 reuse.keep(x - first)
         x = self.head(x, time, layout)
         x = x if team is None else team.gather(x, tokens)
-        return self._unpatchify(x if kept is None else x[:, torch.from_numpy(kept.inverse()).to(x.device)], grid)
+        x = self._unpatchify(x if kept is None else x[:, torch.from_numpy(kept.inverse()).to(x.device)], grid)
+        return precondition(x, latents, timestep, self.variances) if self.config.preconditioned else x
 
     def _layout(
         self,
@@ -375,3 +380,18 @@ class Transformer(nn.Module):
         p = self.config.patch_size
         x = x.reshape(x.shape[0], T, H, W, p, p, -1).permute(0, 6, 1, 2, 4, 3, 5)  # [B, C, T, H, p, W, p]
         return x.reshape(x.shape[0], -1, T, H * p, W * p)
+
+
+def precondition(x: Tensor, latents: Tensor, timestep: Tensor, variances: Tensor) -> Tensor:
+    """Velocity [B, C, T, H, W] in float32: the best linear guess from the noisy latents, and x times what that leaves.
+
+    Karras et al. 2022 (arXiv:2206.00364, section 5), for flow matching, channel by channel: of latents (1 - s) a + s n
+    with Var(a) = d, the velocity n - a has the slope Cov / Var = (s - (1 - s) d) / r on them, r = s^2 + (1 - s)^2 d,
+    and d / r of its variance remains. A channel of fine detail, nearly all noise, then asks little of the model.
+
+    timestep: [B], or [B, T]. variances: [C], above 0, of clean latents in model space.
+    """
+    s = timestep.float().view(timestep.shape[0], 1, -1, 1, 1) / 1000  # [B, 1, 1 or T, 1, 1]
+    d = variances.to(x.device, torch.float32)[:, None, None, None]  # [C, 1, 1, 1]
+    r = s.square() + (1 - s).square() * d
+    return (s - (1 - s) * d) / r * latents.float() + (d / r).sqrt() * x.float()

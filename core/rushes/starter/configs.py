@@ -10,7 +10,8 @@ from rushes.model.config import TransformerConfig, VAEConfig
 from rushes.model.text import TextConfig
 from rushes.model.tokenizer import WordTokenizer
 
-LATENT_CHANNELS = 16
+# Sixteen numbers cannot hold a cell of 4 x 8 x 8 pixels in which something moves; see README.md, what was tried
+LATENT_CHANNELS = 48
 TEXT_LEN = 40  # tokens; the longest caption of the world has fewer
 
 # Wan 2.2's VAE with one halving less: 8 x 8 pixels and 4 frames to a latent cell. Statistics are measured later.
@@ -37,5 +38,6 @@ def text_config(words: Sequence[str]) -> TextConfig:
 # a word's share of an untrained attention is a fortieth, and what cross-attention adds is alike at every noise level.
 # So the whole sentence is also added to the time embedding, which shifts and scales every block.
 TRANSFORMER = TransformerConfig(
-    dim=256, heads=4, layers=6, ffn_dim=1024, text_dim=128, text_len=TEXT_LEN, pooled_dim=128
-)
+    dim=256, heads=4, layers=6, ffn_dim=1024, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+    text_dim=128, text_len=TEXT_LEN, pooled_dim=128, preconditioned=True,
+)  # fmt: skip

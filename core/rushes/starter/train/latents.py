@@ -92,12 +92,13 @@ def read_latents(folder: Path) -> Latents:
     return Latents(**{name: torch.cat(value) for name, value in parts.items()}, scenes=scenes)
 
 
-def statistics(latents: Latents) -> tuple[list[float], list[float]]:
-    """Mean of each channel, and one spread for all of them.
+def statistics(latents: Latents) -> tuple[list[float], list[float], list[float]]:
+    """Mean of each channel, one spread for all of them, and the variance of each in units of that spread.
 
     A spread per channel would give channels of fine detail the weight of those that hold the picture.
     """
     sample = latents.clips[:2048].float()
     mean = sample.mean((0, 2, 3, 4))
     spread = float((sample - mean[:, None, None, None]).square().mean().sqrt())
-    return [round(float(m), 4) for m in mean], [round(spread, 4)] * len(mean)
+    variances = (sample.var((0, 2, 3, 4)) / spread**2).clamp_min(1e-4)  # a dead channel too has to divide
+    return [round(float(m), 4) for m in mean], [round(spread, 4)] * len(mean), variances.tolist()

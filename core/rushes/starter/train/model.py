@@ -130,11 +130,14 @@ class Batches:
 
 
 def _levels(count: int, T: int, dice: torch.Generator) -> Tensor:
-    """Noise levels [B, T]: logit-normal (arXiv:2403.03206), a tenth uniform; a few clips have a level per frame."""
+    """Noise levels [B, T]: logit-normal (arXiv:2403.03206), a few uniform; a few clips have a level per frame.
+
+    High ones, because the channels that hold the picture have three times the latents' spread, and show through noise.
+    """
     per_frame = torch.rand(count, 1, generator=dice) < GIVEN[5]
     normal = torch.randn(count, T, generator=dice)
     uniform = torch.rand(count, T, generator=dice)
-    level = torch.where(torch.rand(count, 1, generator=dice) < 0.1, uniform, torch.sigmoid(1.0 + 1.2 * normal))
+    level = torch.where(torch.rand(count, 1, generator=dice) < 0.15, uniform, torch.sigmoid(2.0 + 1.3 * normal))
     return torch.where(per_frame, level, level[:, :1].expand(-1, T))
 
 
@@ -178,7 +181,8 @@ def train_model(options: Options, team: Team) -> None:
     if (state := training.resume()) is not None:
         mean, std, words = state["mean"], state["std"], state["words"]
     else:
-        mean, std = statistics(data)
+        mean, std, variances = statistics(data)
+        model.transformer.variances.copy_(torch.tensor(variances))
         teach_text(model.text, model.transformer.pooled_embedding, options.seed, training.log)
         average.model.load_state_dict(model.state_dict())
     batches = Batches(data, mean, std, options.seed + 31 * training.step, options.device, team.rank)

@@ -2,10 +2,11 @@
 # Copyright Contributors to the Rushes project
 """Training of the starter's video VAE on crops of rendered clips.
 
-Loss: L1, four-fold on the subject, plus L1 of the picture's gradients, plus the KL term that keeps the posterior as
-wide as the picture forgives. In the second half the decoder also sees latents with more noise than the posterior's:
-what the transformer will make is never exact, and a decoder that has only seen exact latents turns small errors into
-blocks.
+Loss: L1, six-fold on the subject, plus L1 of the picture's gradients, plus the logarithms of squared errors, of each
+crop and of its subject, whose means PSNRs are (without them a small subject is lost in a large picture), plus the KL
+term that keeps the posterior as wide as the picture forgives. In the second half the decoder also sees latents with
+more noise than the posterior's: what the transformer will make is never exact, and a decoder that has only seen exact
+latents turns small errors into blocks.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ from rushes.starter.world import render, sample_scenes
 
 CROP = 64
 POOL = 192  # clips kept in memory; one new clip a step
-SUBJECT_WEIGHT = 4.0
+SUBJECT_WEIGHT = 6.0
 GRADIENT_WEIGHT = 0.3
-KL_WEIGHT = 4e-4
+LOG_WEIGHT = 0.04
+FLOOR = 1e-5  # of a mean squared error in [-1, 1], 56 dB: finer than frames of 8 bits
+LEAST_AREA = 16  # pixels of a subject over all frames, below which its mean says little
+KL_WEIGHT = 1e-4
+DECODER_NOISE = 0.15  # up to so much of the latents' spread, in the second half
 MUON_RATE = 0.02
 ADAM_RATE = 2e-3
 
@@ -49,7 +54,7 @@ def train_vae(options: Options, team: Team) -> None:
             return average.model.decode(average.model.encode(frames, 4).float(), 4).float()
 
     training.run(
-        lambda progress: _losses(vae, *next(crops), noise=0.3 if progress > 0.5 else 0.0),
+        lambda progress: _losses(vae, *next(crops), noise=DECODER_NOISE if progress > 0.5 else 0.0),
         test=lambda last: test_vae(again, 48 if last else 16, options.device),
     )
 
@@ -120,11 +125,24 @@ def _losses(vae: VideoVAE, frames: Tensor, mask: Tensor, noise: float) -> dict[s
         output = torch.cat(list(vae.stream_decode(latents, chunk)), dim=2).float()
     weight = 1 + (SUBJECT_WEIGHT - 1) * mask
     weight = weight / weight.mean()
-    picture = ((output - frames).abs() * weight).mean()
+    error = output - frames
+    picture, logs = (error.abs() * weight).mean(), _log_squares(error, mask)
     gradient = sum(((output.diff(dim=d) - frames.diff(dim=d)).abs()).mean() for d in (2, 3, 4))
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    loss = picture + GRADIENT_WEIGHT * gradient + KL_WEIGHT * divergence
-    return {"loss": loss, "l1": picture, "gradient": torch.as_tensor(gradient), "nats": divergence}
+    loss = picture + GRADIENT_WEIGHT * gradient + LOG_WEIGHT * logs + KL_WEIGHT * divergence
+    parts = {"l1": picture, "gradient": torch.as_tensor(gradient), "logs": logs, "nats": divergence}
+    return {"loss": loss, **parts}
+
+
+def _log_squares(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean logarithm of each crop's squared error, plus that of its subject's after the first frame, if it has one."""
+    squares = error.square().mean(1)  # [B, T, H, W]
+    inside = mask[:, 0, 1:]
+    area = inside.sum((1, 2, 3))
+    subject = (squares[:, 1:] * inside).sum((1, 2, 3)) / area.clamp_min(1)
+    whole, subject = ((part + FLOOR).log() for part in (squares.mean((1, 2, 3)), subject))
+    seen = area >= LEAST_AREA
+    return whole.mean() + (subject * seen).sum() / seen.sum().clamp_min(1)
 
 
 @torch.no_grad()
