@@ -134,7 +134,7 @@ def test_a_killed_job_goes_on_with_its_attention(
     """kill -9 after a saved step; `rushes resume` knows the attention from the folder alone, and the bits are those of
     an unbroken run."""
     monkeypatch.setenv("RUSHES_JOBS", str(home))
-    long = large.replace(steps=160)
+    long = large.replace(steps=800)  # some seconds, so that a state is saved long before the end
     worker = start()
     answer = ask(worker, "submit", {"shot": long.to_dict(), "attention": "density=0.3,first_layers=1"})
     assert isinstance(answer, dict), answer
