@@ -11,14 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HIDDEN_LENGTH = 60  # characters of a name that its temporary name repeats
+FOR_ALL = 0o644  # a mode for what safetensors has written, whose files only their owner reads otherwise
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which takes its place at the end; after an exception nothing is left."""
+def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place at the end; after an exception nothing is left.
+
+    mode: of the file then; None for that which its writer has given it.
+    """
     temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
+        if mode is not None:
+            temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,19 +12,21 @@ import logging
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rushes.attention import dispatch, torch_backend
+from rushes.attention.dispatch import Precision
 from rushes.attention.latest import backend as latest_backend
 from rushes.attention.patterns import TileLists, TilePattern, TopK, Triple
 from rushes.attention.tally import Row, Tally, mark
 from rushes.attention.token_grid import Layout, Place, Shelf, find_layout, reorder, tile_means
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Mode = Literal["dense", "window", "density"]
 SHORT = 512  # tokens below which a grid has too few tiles for a choice among them
 _PLANS = 8  # that are kept; one sampling has one or two
 
@@ -43,7 +45,7 @@ class HostedSettings:
     that are not the video's; None as the host says. precision: None as the inputs.
     """
 
-    mode: Literal["dense", "window", "density"] = "dense"
+    mode: Mode = "dense"
     tile: Triple = (4, 4, 4)
     window: Triple = (3, 3, 3)
     density: float = 0.2
@@ -53,10 +55,10 @@ class HostedSettings:
     first_layers: int = 0
     last_layers: int = 0
     place: Place | None = None
-    precision: Literal["fp32", "bf16", "int8"] | None = None
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("dense", "window", "density"):
+        if self.mode not in get_args(Mode):
             raise ValueError(f"mode: got {self.mode!r}; dense, window or density is allowed")
         for name in ("first_steps", "last_steps", "first_layers", "last_layers"):
             if getattr(self, name) < 0:
@@ -290,7 +292,7 @@ class HostedAttention:
             q, k, v, scale=call.scale, pattern=lists, precision=precision, backend="rushes", cancel=self._cancel
         )
 
-    def _precision(self, call: Call) -> Literal["fp32", "bf16", "int8"] | None:
+    def _precision(self, call: Call) -> Precision | None:
         """What to multiply in; None: as the inputs are."""
         wanted = self.settings.precision
         if call.upcast:
@@ -332,7 +334,7 @@ def _by_heads(x: Tensor, call: Call) -> Tensor:
     return x if call.by_heads else x.unflatten(-1, (call.heads, -1)).transpose(1, 2)
 
 
-def _obstacle(call: Call, precision: Literal["fp32", "bf16", "int8"] | None, *, sparse: bool) -> str | None:
+def _obstacle(call: Call, precision: Precision | None, *, sparse: bool) -> str | None:
     """Why the kernel cannot serve this or should not; None when it is to."""
     if call.masked:
         return "mask: the call has one; none is allowed"

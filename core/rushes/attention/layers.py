@@ -11,12 +11,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
-from rushes.attention.dispatch import attention
-from rushes.attention.hosted import FEW, FIRST_STEPS, LAST_STEPS, SHORT, HostedSettings, dense_reason
+from rushes.attention.dispatch import Precision, attention
+from rushes.attention.hosted import FEW, FIRST_STEPS, LAST_STEPS, SHORT, HostedSettings, Mode, dense_reason
 from rushes.attention.patterns import TilePattern, TopK, Triple
 from rushes.attention.tally import Density
 from rushes.attention.token_grid import Place, tile_means
@@ -24,8 +24,8 @@ from rushes.attention.token_grid import Place, tile_means
 _TRIPLES = ("tile", "window")
 _WHOLE = ("first_steps", "last_steps", "first_layers", "last_layers")
 _CHOICES: dict[str, tuple[object, ...]] = {
-    "wrap": (True, False), "place": (*get_args(Place), None), "precision": ("fp32", "bf16", "int8", None),
-    "mode": ("dense", "window", "density"),
+    "wrap": (True, False), "place": (*get_args(Place), None), "precision": (*get_args(Precision), None),
+    "mode": get_args(Mode),
 }  # fmt: skip
 
 
@@ -33,7 +33,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
 class SparseAttention(HostedSettings):
     """What self-attention keeps, as `HostedSettings` has it; by density unless mode says "window"."""
 
-    mode: Literal["dense", "window", "density"] = "density"
+    mode: Mode = "density"
 
     @classmethod
     def parse(cls, text: str) -> SparseAttention:

@@ -28,7 +28,7 @@ from rushes.model.loading import Modules, load_modules
 from rushes.model.operations import Operations
 from rushes.model.text import TextConfig
 from rushes.model.tokenizer import Tokenizer, WordTokenizer
-from rushes.replacing import replacing
+from rushes.replacing import FOR_ALL, replacing
 from rushes.shot import ShotError
 
 CARD_VERSION = 1
@@ -273,9 +273,8 @@ def read_modules(
 def write_bundle(path: Path, card: Card, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write a bundle, whole or not at all."""
     tensors = {f"{part}.{name}": t.contiguous() for part, state in parts.items() for name, t in state.items()}
-    with replacing(path) as temporary:
+    with replacing(path, FOR_ALL) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: card.to_json()})
-        temporary.chmod(0o644)  # safetensors makes files that only their owner reads; a model is for everyone
 
 
 def digest(path: Path) -> str:

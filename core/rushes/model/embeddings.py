@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rushes.folders import user_folder
-from rushes.replacing import replacing
+from rushes.replacing import FOR_ALL, replacing
 
 SWITCH = "RUSHES_TEXT_CACHE"  # the environment's: "off", or a folder instead of the usual one
 VERSION = 1  # of what is kept
@@ -51,7 +51,7 @@ class TextCache:
         path = self._path(ids)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
+            with replacing(path, FOR_ALL) as temporary:
                 save_file({"features": features[:, : len(ids)].contiguous().cpu()}, temporary)
             self._trim()
         except (OSError, SafetensorError):

@@ -25,7 +25,6 @@ pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(1200)]
 SHOT = {"width": 64, "height": 32, "frames": 5, "steps": 4, "guidance": 4.0, "negative": "the ball"}
 EXPERTS = {"names": ("tiny_t2v_high_noise", "tiny_t2v_low_noise")}
 WIDE = {"dim": 256, "ffn_dim": 512, "text_width": 256}  # rows that all of GGUF's blocks divide
-TESTS = Path(__file__).parents[2]
 BOOT = Path(__file__).parent / "support" / "boot.py"
 
 ENGINE = """

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import nuke_kit as kit
+from nuke_kit import EVERYWHERE
 from rushes import Engine
 from rushes.media import read_latents
 from rushes.shot import Shot
@@ -20,20 +22,7 @@ from rushes.shot import Shot
 VACE = {"layers": 4, "vace_in_channels": 96, "vace_layers": (0, 2)}
 
 
-@pytest.fixture
-def session(request: pytest.FixtureRequest, install: Any) -> Any:
-    return install(major=getattr(request, "param", 16))
-
-
-EVERYWHERE = pytest.mark.parametrize("session", [13, 16, 17], indirect=True)
-
-
-@pytest.fixture
-def plugin(session: Any, load_plugin: Callable[[Any], ModuleType], script: Path) -> ModuleType:
-    session.nuke.scriptSaveAs(str(script))
-    loaded = load_plugin(session)
-    loaded.startup.listen()
-    return loaded
+session, plugin = kit.session, kit.plugin  # fixtures
 
 
 @pytest.fixture

@@ -13,26 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import nuke_kit as kit
+from nuke_kit import EVERYWHERE
+
 Load = Callable[[Any], ModuleType]
 TRICKY = 'a red [ball] rolls to the $right "slowly" {now} \\ 日本'
 
 
-@pytest.fixture
-def session(request: pytest.FixtureRequest, install: Any) -> Any:
-    """Nuke 16 with its window; where a test says EVERYWHERE, its oldest and newest version too."""
-    return install(major=getattr(request, "param", 16))
-
-
-EVERYWHERE = pytest.mark.parametrize("session", [13, 16, 17], indirect=True)
-
-
-@pytest.fixture
-def plugin(session: Any, load_plugin: Load, script: Path) -> ModuleType:
-    """Loaded in a session with its window and a saved script."""
-    session.nuke.scriptSaveAs(str(script))
-    loaded = load_plugin(session)
-    loaded.startup.listen()
-    return loaded
+session, plugin = kit.session, kit.plugin  # fixtures
 
 
 @pytest.fixture

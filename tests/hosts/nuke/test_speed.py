@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import nuke_kit as kit
+from nuke_kit import EVERYWHERE
 from rushes import Engine
 from rushes.attention.layers import SparseAttention
 from rushes.media import open_outputs, read_latents
@@ -22,20 +24,7 @@ OFF = {"reuse": 0.0, "guided": 1.0, "attention": 1.0, "fp8_products": False}
 FAST = {"reuse": 0.1, "guided": 0.5, "attention": 0.3}
 
 
-@pytest.fixture
-def session(request: pytest.FixtureRequest, install: Any) -> Any:
-    return install(major=getattr(request, "param", 16))
-
-
-EVERYWHERE = pytest.mark.parametrize("session", [13, 16, 17], indirect=True)
-
-
-@pytest.fixture
-def plugin(session: Any, load_plugin: Callable[[Any], ModuleType], script: Path) -> ModuleType:
-    session.nuke.scriptSaveAs(str(script))
-    loaded = load_plugin(session)
-    loaded.startup.listen()
-    return loaded
+session, plugin = kit.session, kit.plugin  # fixtures
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rushes.replacing import replacing
+from rushes.replacing import FOR_ALL, replacing
 from rushes.starter.scene import ATTRIBUTES
 from rushes.starter.train.practice import LABELS, LOOKS, Practice, Sample
 from rushes.starter.train.run import Average, Clock, Log, Means, Optimizers, Team, rate
@@ -218,6 +218,6 @@ def load_judge(folder: Path, minutes: float, seed: int = 0, device: str = "cpu")
             return judge.eval().to(device)
     judge = train_judge(folder, minutes, seed, device)
     state = {name: value.cpu().contiguous() for name, value in judge.state_dict().items()}
-    with replacing(path) as temporary:
+    with replacing(path, FOR_ALL) as temporary:
         save_file(state, temporary, metadata={"version": VERSION, "minutes": str(minutes), "seed": str(seed)})
     return judge

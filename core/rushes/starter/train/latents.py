@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rushes.model.vae import VideoVAE
-from rushes.replacing import replacing
+from rushes.replacing import FOR_ALL, replacing
 from rushes.starter.scene import Scene
 from rushes.starter.train.run import Clock, Log, Options, Team
 from rushes.starter.train.vae import load_vae
@@ -73,7 +73,7 @@ def _write_shard(path: Path, scenes: list[Scene], vae: VideoVAE, device: str) ->
         parts["cover"].append(cover[:, ::4].half().cpu())
         parts["shifts"].append(rendered.shifts[:, ::4].cpu().float())
     tensors = {name: torch.cat(value).contiguous() for name, value in parts.items()}
-    with replacing(path) as temporary:
+    with replacing(path, FOR_ALL) as temporary:
         save_file(tensors, temporary, metadata={"scenes": json.dumps([scene.to_dict() for scene in scenes])})
 
 
