@@ -62,7 +62,7 @@ def test_older_cards_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) 
     for capability, refused in (((8, 6), True), ((8, 9), False), ((9, 0), False), ((12, 0), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, found=capability: found)
         assert (fp8_obstacle(torch.device("cuda")) is not None) == refused
-    monkeypatch.setattr("rushes.engine.fp8_obstacle", lambda place: "this card (sm_80) multiplies no fp8")
+    monkeypatch.setattr("rushes.model.devices.fp8_obstacle", lambda place: "this card (sm_80) multiplies no fp8")
     with pytest.raises(ShotError, match=r"^fp8-products: got cpu; this card \(sm_80\) multiplies no fp8"):
         Engine.load("starter", device="cpu", fp8_products=True)
 
