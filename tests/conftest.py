@@ -106,6 +106,17 @@ def rushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Beside a worker that has OMP_NUM_THREADS=1: a sum's last bits depend on how many threads share it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     """tree(): everything below tmp_path, hidden files and empty folders included, with its bytes."""
 

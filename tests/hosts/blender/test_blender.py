@@ -65,6 +65,7 @@ def test_it_is_installed_enabled_drawn_and_gone_again(inside: Inside) -> None:
     assert {"Generate", "Variations", "Reattach"} <= set(told["labels"])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_clip_lands_on_the_timeline(inside: Inside, rushes: Callable[..., Any], tmp_path: Path) -> None:
     """The starter's: placeholder, growth, mapping, colour, name, record, undo and redo, save and reload.
 
@@ -82,6 +83,7 @@ def test_a_clip_lands_on_the_timeline(inside: Inside, rushes: Callable[..., Any]
     assert read_latents(tmp_path / "again.safetensors")[0].tobytes() == made.tobytes()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_blocked_scene_steers_a_clip(
     inside: Inside, tiny_wan: Callable[..., Any], rushes: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_blocked_scene_steers_a_clip(
             assert read_latents(tmp_path / f"{number}.safetensors")[0].tobytes() == made.tobytes()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_clip_is_made_faster(inside: Inside, rushes: Callable[..., Any], tmp_path: Path) -> None:
     """Reuse, guidance in half of the steps and a density of attention: the latents are the command line's."""
     from rushes.media import read_latents

@@ -72,6 +72,7 @@ def _stored(path: str) -> np.ndarray:
 
 
 @EVERYWHERE
+@pytest.mark.usefixtures("one_thread")
 def test_the_input_steers_the_clip_and_a_plate_brings_it_back(
     session: Any, plugin: ModuleType, make: Callable[[Path], Any], vace: Path, ramp: Any, script: Path, tmp_path: Path
 ) -> None:

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 import nuke_kit as kit
 from nuke_kit import EVERYWHERE
@@ -42,15 +41,6 @@ def make(plugin: ModuleType, tiny_model: Path) -> Callable[[], Any]:
         return node
 
     return build
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As the session's worker has it (conftest.py): the last bits of a sum depend on how many threads share it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _values(node: Any) -> dict[str, Any]:
