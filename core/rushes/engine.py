@@ -35,7 +35,7 @@ from rushes.model.memory import SLACK, DecodePlan, decode_bytes, decode_plan, en
 from rushes.model.operations import Operations
 from rushes.model.packed import use_fp8_products
 from rushes.model.parallel import Team
-from rushes.model.placement import Placer, Plan, Wear, budget_of, is_roomy, make_plan
+from rushes.model.placement import Placer, Plan, Wear, budget_of, holds_fp8, is_roomy, make_plan
 from rushes.model.preview import SIDE, fit_preview
 from rushes.model.reuse import Reuse, saved_state
 from rushes.model.shelf import look as look
@@ -124,7 +124,8 @@ class Engine(Model):
         it; without it such a host's shots have none.
         team: the processes, from `rushes.model.parallel.joined`, that denoise together; each loads the model, all make
         the same calls of `denoise`, and each gets the latents.
-        fp8_products: transformers whose file is in fp8 multiply in it too, faster and less exactly.
+        fp8_products: transformers whose file is in fp8 multiply in it too, faster and less exactly; `notes` tells
+        where none is.
         Raises ShotError for a model or device that is not there, and for a device that multiplies no fp8.
         """
         place, layers = find_device(device), operations or nn
@@ -154,8 +155,11 @@ class Engine(Model):
         return seal_footage(shot)
 
     def notes(self, shot: Shot) -> list[str]:
-        """As `Model.notes`, and what is to know of footage. Raises ShotError for footage that is gone."""
-        return [*super().notes(shot), *footage_notes(shot)]
+        """As `Model.notes`, and what is to know of footage and fp8. Raises ShotError for footage that is gone."""
+        notes = [*super().notes(shot), *footage_notes(shot)]
+        if self._fp8_products and not holds_fp8(self.card):
+            notes.append(f"fp8-products: no matrix of {self.card.name}'s transformer is in fp8, this changes nothing")
+        return notes
 
     def record(self, shot: Shot) -> dict[str, Any]:
         """As `Model.record`, with what self-attention keeps where that is not all."""

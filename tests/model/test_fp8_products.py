@@ -76,7 +76,9 @@ def test_a_model_in_fp8_multiplies_in_it_where_asked(tiny_wan: Callable[..., Any
     }
     shot = Shot("a red ball", size=(64, 32), frames=5, steps=2, guidance=4.0, negative="")
     plain = Engine.load(wan.files, device="cpu").denoise(shot)
-    assert torch.equal(Engine.load(wan.files, device="cpu", fp8_products=True).denoise(shot), plain)
+    idle = Engine.load(wan.files, device="cpu", fp8_products=True)
+    assert torch.equal(idle.denoise(shot), plain)
+    assert "this changes nothing" in " ".join(idle.notes(idle.resolve(shot)))
     save_file(state, wan.files.transformer, {"config": json.dumps({"transformer": {"num_heads": 2}})})
     opened = Engine.load(wan.files, device="cpu").denoise(shot)
     engine = Engine.load(wan.files, device="cpu", fp8_products=True)
@@ -85,3 +87,4 @@ def test_a_model_in_fp8_multiplies_in_it_where_asked(tiny_wan: Callable[..., Any
     print(f"\nfp8 products against opened weights: {error:.4f}")
     assert 0 < error < 0.1 and torch.equal(engine.denoise(shot), found)
     assert engine.record(engine.resolve(shot))["model"]["fp8_products"] is True
+    assert "this changes nothing" not in " ".join(engine.notes(engine.resolve(shot)))

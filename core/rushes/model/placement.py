@@ -227,6 +227,16 @@ def _stored(card: FilesCard, part: str) -> dict[str, tuple[tuple[int, ...], str]
     return {ours: (header.shapes[theirs], header.dtypes[theirs]) for theirs, ours in names.items()}
 
 
+def holds_fp8(card: Card) -> bool:
+    """Whether a transformer of the model has matrices in fp8 (e4m3), the type that products are made in."""
+    return isinstance(card, FilesCard) and any(
+        kind == "F8_E4M3" and len(shape) == 2
+        for part in (HIGH, LOW)
+        if part in card.parts
+        for shape, kind in _stored(card, part).values()
+    )
+
+
 def _stays(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> bool:
     """Whether a tensor is kept as its file has it, and opened for each use."""
     values, size = values_and_bytes(kind) if kind in (*FP8, *FORMATS) else (1, 4 if kind == "F32" else 2)
