@@ -25,9 +25,10 @@ from rushes import Control, Engine, Shot
 from rushes.jobs.client import Client, Event
 from rushes.jobs.delivery import about_file
 from rushes.jobs.folder import Job, create_job
+from rushes.jobs.pipe import Pipe
 from rushes.jobs.runner import run_job
 from rushes.jobs.wire import encode, read
-from rushes.jobs.worker import Pipe, Worker
+from rushes.jobs.worker import Worker
 from rushes.media import read_latents
 
 Start = Callable[..., Client]

@@ -2,9 +2,8 @@
 # Copyright Contributors to the Rushes project
 """The worker: makes jobs for a host that talks to it over a pipe, and outlives that host.
 
-Standard input carries requests, the process's own standard output answers and notifications (wire.py). File descriptor
-1 itself is pointed at standard error, and that at a log, because libraries print. No port is opened. When standard
-input ends, the host is gone: what was accepted is finished, then the worker exits.
+Standard input carries requests, the process's own standard output answers and notifications (wire.py, pipe.py). No port
+is opened. When standard input ends, the host is gone: what was accepted is finished, then the worker exits.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from typing import Any, BinaryIO
 
 from rushes._version import __version__
 from rushes.jobs.folder import Job, JobError, create_job, find_job, list_jobs, not_writable
+from rushes.jobs.pipe import Pipe, private_output, receive
 from rushes.jobs.priority import step_behind
 from rushes.jobs.warm import Engines
-from rushes.jobs.wire import PROTOCOL, Message, WireError, encode, read
+from rushes.jobs.wire import PROTOCOL, Message, WireError
 from rushes.shot import Shot, ShotError
 from rushes.speed import Speed
 
@@ -33,25 +33,6 @@ HEARTBEAT = 2.0  # seconds
 IDLE = 300.0  # seconds after which the model's memory is given back
 SLOW = ("record",)  # reads all of a model's weights; a cancel must not wait behind it
 PARSE_ERROR, INVALID_REQUEST, NO_METHOD, BAD_PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
-LOG_BYTES = 4 * 2**20  # a larger log begins anew; the last one is kept beside it
-
-
-class Pipe:
-    """Where answers go. Threads share it; a host that is gone is no error."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._lock = stream, threading.Lock()
-        self.is_open = True
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        with self._lock:
-            if not self.is_open:
-                return
-            try:
-                self._stream.write(encode({"jsonrpc": "2.0", **message}))
-                self._stream.flush()
-            except (OSError, ValueError):
-                self.is_open = False
 
 
 class Worker:
@@ -79,7 +60,7 @@ class Worker:
         maker.start()
         threading.Thread(target=self._beat, name="rushes heartbeat", daemon=True).start()
         inbox: queue.Queue[Message | WireError | None] = queue.Queue()
-        threading.Thread(target=_receive, args=(stream, inbox), name="rushes reader", daemon=True).start()
+        threading.Thread(target=receive, args=(stream, inbox), name="rushes reader", daemon=True).start()
         self._stream_open = True
         while self._stream_open:
             try:
@@ -338,18 +319,6 @@ class Worker:
             self._pipe.send({"method": "heartbeat", "params": {"job": self._running or None}})
 
 
-def _receive(stream: BinaryIO, inbox: queue.Queue[Message | WireError | None]) -> None:
-    while True:
-        try:
-            message = read(stream)
-        except WireError as error:
-            inbox.put(error)
-            continue
-        inbox.put(message)
-        if message is None:
-            return
-
-
 class _RpcError(Exception):
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -386,7 +355,7 @@ def run_worker(
     """The command `rushes worker`. Returns when the host is gone and the accepted jobs are made."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        pipe = Pipe(_private_output(log or home / "worker.log"))
+        pipe = Pipe(private_output(log or home / "worker.log"))
     except OSError as error:
         raise not_writable(home, error) from error
     step_behind()
@@ -400,16 +369,3 @@ def run_worker(
         signal.signal(signal.SIGBREAK, stop)
     # A copy: the reader may still wait in it when the interpreter ends, which it must not in sys.stdin
     worker.serve(os.fdopen(os.dup(0), "rb"))
-
-
-def _private_output(log: Path) -> BinaryIO:
-    """A copy of standard output for messages; whatever prints afterwards goes to the log."""
-    if log.exists() and log.stat().st_size > LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
-    sys.stdout.flush()
-    private = os.fdopen(os.dup(1), "wb")
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(target, 2)
-    os.dup2(2, 1)
-    os.close(target)
-    return private
