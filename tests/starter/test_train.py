@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rushes import Engine, Shot
+from rushes.model.vae import VideoVAE
 from rushes.starter.captions import vocabulary
-from rushes.starter.configs import LATENT_CHANNELS
+from rushes.starter.configs import LATENT_CHANNELS, VAE
 from rushes.starter.train import latents as latents_stage
 from rushes.starter.train import text as text_stage
 from rushes.starter.train import vae as vae_stage
@@ -65,6 +66,19 @@ def test_a_stopped_run_goes_on_from_its_state(tmp_path: Path, monkeypatch: pytes
     assert second is not None
     assert second["step"] >= first["step"] and second["elapsed"] >= first["elapsed"]
     assert second["step"] <= first["step"] + 2
+
+
+def test_a_resting_encoder_gets_no_gradients() -> None:
+    """Every weight of the decoder gets some; without the rest the encoder's do too."""
+    torch.manual_seed(2)
+    vae = VideoVAE(VAE)
+    frames, mask = torch.rand(1, 3, 5, 32, 32) * 2 - 1, torch.ones(1, 1, 5, 32, 32)
+    for rests in (True, False):
+        vae.zero_grad()
+        vae_stage._losses(vae, frames, mask, noise=0.1, encoder_rests=rests)["loss"].backward()
+        reached = {name.split(".")[0] for name, weight in vae.named_parameters() if weight.grad is not None}
+        assert reached == {"conv2", "decoder"} | (set() if rests else {"conv1", "encoder"})
+        assert all(weight.grad is not None for weight in vae.decoder.parameters())
 
 
 def test_given_frames_are_clean_and_out_of_the_loss(data: Latents) -> None:

@@ -28,7 +28,7 @@ from rushes.starter.train.text import teach_text
 
 MUON_RATE = 0.012
 ADAM_RATE = 1.5e-3
-SUBJECT_WEIGHT = 3.0
+SUBJECT_WEIGHT = 5.0
 GUIDE_WEIGHT = 0.15
 DROP = 0.12  # share of captions left out, for classifier-free guidance
 # Shares of what is given: nothing, the first frame, the first k, first and last, last; the rest has a level per frame

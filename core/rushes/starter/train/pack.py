@@ -24,7 +24,7 @@ from rushes.starter.train.run import load_state
 from rushes.starter.train.vae import load_vae
 from rushes.starter.world import render, sample_scenes
 
-DEFAULTS = Defaults(size=SIZE, frames=FRAMES, fps=str(FPS), steps=16, guidance=4.0, shift=5.0)
+DEFAULTS = Defaults(size=SIZE, frames=FRAMES, fps=str(FPS), steps=16, guidance=3.0, shift=5.0)
 MODEL, STUDENT = "model_state.pt", "distil_state.pt"
 MAX_FRAMES = 513
 MAX_PIXELS = 512 * 512

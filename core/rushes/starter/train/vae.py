@@ -6,7 +6,8 @@ Loss: L1, six-fold on the subject, plus L1 of the picture's gradients, plus the 
 crop and of its subject, whose means PSNRs are (without them a small subject is lost in a large picture), plus the KL
 term that keeps the posterior as wide as the picture forgives. In the second half the decoder also sees latents with
 more noise than the posterior's: what the transformer will make is never exact, and a decoder that has only seen exact
-latents turns small errors into blocks.
+latents turns small errors into blocks. In the last quarter the encoder rests, and the decoder learns to read what it
+writes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LOG_WEIGHT = 0.04
 FLOOR = 1e-5  # of a mean squared error in [-1, 1], 56 dB: finer than frames of 8 bits
 LEAST_AREA = 16  # pixels of a subject over all frames, below which its mean says little
 KL_WEIGHT = 1e-4
-DECODER_NOISE = 0.15  # up to so much of the latents' spread, in the second half
+DECODER_NOISE = (0.0, 0.0, 0.15, 0.05)  # up to so much of the latents' spread, in each quarter of the budget
 MUON_RATE = 0.02
 ADAM_RATE = 2e-3
 
@@ -53,8 +54,12 @@ def train_vae(options: Options, team: Team) -> None:
         with torch.autocast(options.device, dtype=torch.bfloat16):
             return average.model.decode(average.model.encode(frames, 4).float(), 4).float()
 
+    def next_losses(progress: float) -> dict[str, Tensor]:
+        quarter = min(int(4 * progress), 3)
+        return _losses(vae, *next(crops), noise=DECODER_NOISE[quarter], encoder_rests=quarter == 3)
+
     training.run(
-        lambda progress: _losses(vae, *next(crops), noise=DECODER_NOISE if progress > 0.5 else 0.0),
+        next_losses,
         test=lambda last: test_vae(again, 48 if last else 16, options.device),
     )
 
@@ -114,10 +119,13 @@ def _cut(frames: Tensor, mask: Tensor, length: int, dice: torch.Generator) -> tu
     return frames[window], mask[window]
 
 
-def _losses(vae: VideoVAE, frames: Tensor, mask: Tensor, noise: float) -> dict[str, Tensor]:
+def _losses(
+    vae: VideoVAE, frames: Tensor, mask: Tensor, noise: float, encoder_rests: bool = False
+) -> dict[str, Tensor]:
     chunk = max(1, (frames.shape[2] - 1) // vae.config.temporal_factor)
     with torch.autocast(frames.device.type, dtype=torch.bfloat16):
-        mean, log_variance = vae.posterior(frames, chunk)
+        with torch.set_grad_enabled(not encoder_rests):
+            mean, log_variance = vae.posterior(frames, chunk)
         mean, log_variance = mean.float(), log_variance.float().clamp(-14, 4)
         extra = noise * torch.rand(mean.shape[0], 1, 1, 1, 1, device=mean.device) * mean.detach().std()
         sigma = torch.sqrt(log_variance.exp() + extra**2)
